@@ -1,0 +1,1 @@
+"""Shared vocabulary of Bedplate's programs; knows no program."""

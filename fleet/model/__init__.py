@@ -1,0 +1,1 @@
+"""Pure value types: ids, units, sandboxes, hosts and assignments. Standard library only."""

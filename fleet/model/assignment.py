@@ -1,0 +1,59 @@
+"""What the scheduler decided: an assignment to one host, or a refusal with its counts."""
+
+from dataclasses import dataclass
+
+from fleet.model.ids import NO_DIGEST, NO_HOST, Digest, HostId, SandboxId, Tenant
+from fleet.model.sandbox import Goal, Phase, SandboxSpec, SandboxStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The order to one host to carry one sandbox; complete, so that a host needs nothing else to obey it."""
+
+    sandbox_id: SandboxId
+    tenant: Tenant
+    host_id: HostId
+    spec: SandboxSpec
+    image_digest: Digest
+    overhead_mib: int
+    goal: Goal
+    generation: int
+    created_at_ms: int
+    assigned_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalReason:
+    """One filter's part in a refusal: how many hosts it excluded."""
+
+    code: str
+    hosts: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why no host took a sandbox in the last plan; it stays pending and is tried again."""
+
+    sandbox_id: SandboxId
+    hosts_considered: int
+    reasons: tuple[RefusalReason, ...]
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """All that a client may know of one sandbox, joined from record, assignment, refusal and status."""
+
+    sandbox_id: SandboxId
+    tenant: Tenant
+    spec: SandboxSpec
+    goal: Goal
+    generation: int
+    created_at_ms: int
+    phase: Phase
+    host_id: HostId = NO_HOST
+    image_digest: Digest = NO_DIGEST
+    refusal: Refusal | None = None
+    status: SandboxStatus | None = None
+    assigned_at_ms: int = 0

@@ -1,0 +1,91 @@
+"""A host: what it can carry, whether it is alive, what is set aside on it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fleet.model.ids import Digest, HostId
+from fleet.model.sandbox import Label, NetworkMode, Resources
+
+
+class Accelerator(StrEnum):
+    """What a probe guest booted on."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+    SIMULATED = "simulated"
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What sandboxes may use of a host, after the host's own share is taken off."""
+
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    sandboxes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostImage:
+    """An image that a host holds, verified; `name` carries the tag."""
+
+    name: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """A host's registration; it stays when the host is away."""
+
+    host_id: HostId
+    address: str
+    capacity: Capacity
+    labels: tuple[Label, ...]
+    images: tuple[HostImage, ...]
+    accelerator: Accelerator
+    accelerator_reason: str
+    network_modes: tuple[NetworkMode, ...]
+    version: str
+    registered_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostAlive:
+    """A host's proof of life: bound to its lease, gone with it."""
+
+    host_id: HostId
+    boot_id: str
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What assignments set aside on a host; its key is also the fence between two placing schedulers."""
+
+    host_id: HostId
+    vcpus: int = 0
+    memory_mib: int = 0
+    disk_mib: int = 0
+    sandboxes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host as clients see it."""
+
+    record: HostRecord
+    is_alive: bool
+    reserved: Reservation
+
+
+# The VMM's own memory beside the guest's: QEMU 7.2 with the devices of one sandbox stays below 160 MiB resident
+# under KVM, and TCG's translation buffer (tb-size=256) comes on top.
+VMM_BASE_OVERHEAD_MIB = 192
+TCG_BUFFER_MIB = 256
+VCPU_OVERHEAD_MIB = 8
+
+
+def overhead_mib(resources: Resources, accelerator: Accelerator) -> int:
+    """Memory in MiB that a sandbox's VMM may use beside its guest's."""
+    buffer = TCG_BUFFER_MIB if accelerator is Accelerator.TCG else 0
+    return VMM_BASE_OVERHEAD_MIB + buffer + VCPU_OVERHEAD_MIB * resources.vcpus

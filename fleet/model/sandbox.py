@@ -1,0 +1,232 @@
+"""A sandbox: its spec (what was asked) and its status (what its host publishes).
+
+PENDING -> ASSIGNED -> STARTING -> RUNNING -> COMPLETED | FAILED | STOPPED
+any of these -> REMOVING -> REMOVED; LOST when its host's lease is gone
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fleet.model.ids import NO_DIGEST, Digest, HostId, SandboxId, Tenant
+
+
+class Goal(StrEnum):
+    """What the owner wants of a sandbox."""
+
+    RUN = "run"
+    STOP = "stop"
+    REMOVE = "remove"
+
+
+class Phase(StrEnum):
+    """Where a sandbox is in its life."""
+
+    PENDING = "pending"
+    ASSIGNED = "assigned"
+    STARTING = "starting"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    LOST = "lost"
+    REMOVING = "removing"
+    REMOVED = "removed"
+
+
+ENDED_PHASES = frozenset({Phase.COMPLETED, Phase.FAILED, Phase.STOPPED, Phase.REMOVED})
+
+
+class NetworkMode(StrEnum):
+    """What a sandbox's network reaches: `none` has no device, `closed` has one from which nothing passes."""
+
+    NONE = "none"
+    CLOSED = "closed"
+    ALLOW = "allow"
+    BRIDGED = "bridged"
+
+
+class Restart(StrEnum):
+    """When an agent that ended is started again."""
+
+    NO = "no"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+
+
+class AgentPhase(StrEnum):
+    """Where one agent is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TIMED_OUT = "timed-out"
+
+
+ENDED_AGENT_PHASES = frozenset({AgentPhase.COMPLETED, AgentPhase.FAILED, AgentPhase.TIMED_OUT})
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a sandbox may use; memory is the guest's own, without the VMM's overhead."""
+
+    vcpus: int = 2
+    memory_mib: int = 4096
+    disk_mib: int = 20480
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One port of the host that leads to one of the guest."""
+
+    host_port: int
+    guest_port: int
+    protocol: str = "tcp"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The network a sandbox asks for."""
+
+    mode: NetworkMode = NetworkMode.CLOSED
+    egress_allow: tuple[str, ...] = ()
+    forwards: tuple[Forward, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image by name with tag ("base:latest"), by digest (empty: not pinned), or by both."""
+
+    name: str = "base:latest"
+    digest: Digest = NO_DIGEST
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A read-only tree that goes into a sandbox; `digest` and `size_bytes` are of its canonical tar."""
+
+    digest: Digest
+    size_bytes: int
+    guest_path: str
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EnvVar:
+    """One environment variable of an agent."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A name with a value, on a host or required of one."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One program that a sandbox runs; `timeout_s` and `max_restarts` are unlimited at 0."""
+
+    name: str
+    harness: str
+    command: tuple[str, ...]
+    prompt: str = ""
+    workdir: str = "/workspace"
+    env: tuple[EnvVar, ...] = ()
+    restart: Restart = Restart.NO
+    max_restarts: int = 0
+    timeout_s: float = 0.0
+    grace_period_s: float = 30.0
+    memory_mib: int = 2048
+    pids_max: int = 512
+    session: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What was asked for, complete: nothing in it is ever ignored, only enforced or refused."""
+
+    name: str
+    image: ImageRef = ImageRef()
+    resources: Resources = Resources()
+    network: Network = Network()
+    sources: tuple[Source, ...] = ()
+    agents: tuple[Agent, ...] = ()
+    require_labels: tuple[Label, ...] = ()
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRecord:
+    """The owner's wish, as stored; `generation` rises with every change of the goal."""
+
+    sandbox_id: SandboxId
+    tenant: Tenant
+    spec: SandboxSpec
+    goal: Goal
+    generation: int
+    created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something is as it is: a machine-readable code, a sentence, and what to do next."""
+
+    code: str
+    message: str
+    next_step: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """One agent as the guest link reports it."""
+
+    name: str
+    phase: AgentPhase = AgentPhase.WAITING
+    exit_code: int | None = None
+    signal: int | None = None
+    output_bytes: int = 0
+    output_truncated: bool = False
+    started_at_ms: int = 0
+    ended_at_ms: int = 0
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A named moment of a sandbox's life."""
+
+    name: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What came out of a sandbox: a tar of the changes against its sources, and how many paths changed."""
+
+    digest: Digest
+    size_bytes: int
+    changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxStatus:
+    """What the host of a sandbox publishes; `released` says that its vCPUs and memory are free again."""
+
+    sandbox_id: SandboxId
+    host_id: HostId
+    generation: int
+    phase: Phase
+    reason: Reason | None = None
+    agents: tuple[AgentStatus, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    artifact: Artifact | None = None
+    accelerator: str = ""
+    address: str = ""
+    released: bool = False
+    at_ms: int = 0

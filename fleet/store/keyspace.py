@@ -1,0 +1,85 @@
+"""Every etcd key, in one place. docs/keyspace.md says who writes and who reads each.
+
+Segments come from fleet.model.ids and can hold no slash.
+"""
+
+from fleet.model.ids import HostId, SandboxId, Tenant
+
+ROOT = "/bedplate/v1/"
+
+RECORDS = ROOT + "record/"
+NAMES = ROOT + "name/"
+TOMBSTONES = ROOT + "tombstone/"
+ASSIGNMENTS = ROOT + "assignment/"
+REFUSALS = ROOT + "refusal/"
+RESERVATIONS = ROOT + "reservation/"
+STATUSES = ROOT + "status/"
+HOSTS = ROOT + "host/"
+ALIVE = ROOT + "alive/"
+SOURCES = ROOT + "source/"
+LEADER = ROOT + "leader/scheduler"
+
+
+def record_key(tenant: Tenant, sandbox_id: SandboxId) -> str:
+    """The owner's wish. Writer: scheduler."""
+    return f"{RECORDS}{tenant}/{sandbox_id}"
+
+
+def name_key(tenant: Tenant, name: str) -> str:
+    """The sandbox id behind a tenant's sandbox name. Writer: scheduler."""
+    return f"{NAMES}{tenant}/{name}"
+
+
+def tombstone_key(sandbox_id: SandboxId) -> str:
+    """A destroyed id, kept under a lease so that a late duplicate of its creation is refused. Writer: scheduler."""
+    return f"{TOMBSTONES}{sandbox_id}"
+
+
+def assignment_key(host_id: HostId, sandbox_id: SandboxId) -> str:
+    """An order to a host. Writer: scheduler."""
+    return f"{ASSIGNMENTS}{host_id}/{sandbox_id}"
+
+
+def host_assignments(host_id: HostId) -> str:
+    """The prefix of one host's orders."""
+    return f"{ASSIGNMENTS}{host_id}/"
+
+
+def refusal_key(sandbox_id: SandboxId) -> str:
+    """Why a pending sandbox has no host. Writer: scheduler."""
+    return f"{REFUSALS}{sandbox_id}"
+
+
+def reservation_key(host_id: HostId) -> str:
+    """What is set aside on a host, and the fence of placing on it. Writer: scheduler."""
+    return f"{RESERVATIONS}{host_id}"
+
+
+def status_key(host_id: HostId, sandbox_id: SandboxId) -> str:
+    """What a host publishes about a sandbox. Writer: that host's hostd."""
+    return f"{STATUSES}{host_id}/{sandbox_id}"
+
+
+def host_statuses(host_id: HostId) -> str:
+    """The prefix of one host's statuses."""
+    return f"{STATUSES}{host_id}/"
+
+
+def host_key(host_id: HostId) -> str:
+    """A host's registration. Writer: that host's hostd."""
+    return f"{HOSTS}{host_id}"
+
+
+def alive_key(host_id: HostId) -> str:
+    """A host's proof of life, under its lease. Writer: that host's hostd."""
+    return f"{ALIVE}{host_id}"
+
+
+def source_key(tenant: Tenant, digest_hex: str, host_id: HostId) -> str:
+    """That a host holds a tenant's source. Writer: that host's hostd."""
+    return f"{SOURCES}{tenant}/{digest_hex}/{host_id}"
+
+
+def source_hosts(tenant: Tenant, digest_hex: str) -> str:
+    """The prefix of the hosts that hold a tenant's source."""
+    return f"{SOURCES}{tenant}/{digest_hex}/"
