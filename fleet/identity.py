@@ -1,0 +1,188 @@
+"""Who is who: one certificate authority, certificates with a role and a name, nothing in plain text.
+
+A certificate carries its identity in a URI name, `spiffe://bedplate/<role>/<name>`. Programs that talk to etcd also carry the
+DNS name ETCD_CLIENT_NAME, which etcd is told to demand (`--client-cert-allowed-hostname`): a tenant's certificate, though signed
+by the same authority, does not open the store. Source: RFC 5280; the SPIFFE ID form, without its federation.
+"""
+
+import datetime
+import functools
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fleet.errors import InvalidSpecError, NotFoundError, NotPermittedError
+from fleet.model.ids import HostId, is_dns_label
+
+TRUST_DOMAIN = "bedplate"
+SCHEDULER_SERVER_NAME = "scheduler.bedplate"
+ETCD_SERVER_NAME = "etcd.bedplate"
+ETCD_CLIENT_NAME = "etcd-client.bedplate"
+
+CA_DAYS = 3650
+LEAF_DAYS = 365
+# Clocks of a fleet differ by minutes before anyone notices; a certificate must be good on the slowest of them.
+BACKDATE = datetime.timedelta(minutes=10)
+
+
+class Role(StrEnum):
+    """What a certificate may do; docs/threat-model.md lists which role may call what."""
+
+    OPERATOR = "operator"
+    TENANT = "tenant"
+    HOST = "host"
+    SCHEDULER = "scheduler"
+    STORE = "store"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The caller as its certificate says."""
+
+    role: Role
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A certificate with its private key, both PEM."""
+
+    certificate: bytes
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Where a program finds the authority's certificate, its own, and its key."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def load(self) -> tuple[bytes, KeyPair]:
+        """The authority's certificate and the program's own pair; raises NotFoundError naming the missing file."""
+        return _load_pem(self.ca), KeyPair(_load_pem(self.certificate), _load_pem(self.key))
+
+
+def host_server_name(host_id: HostId) -> str:
+    """The DNS name that a host's hostd proves."""
+    return f"{host_id}.host.bedplate"
+
+
+def create_authority(now: datetime.datetime) -> KeyPair:
+    """A new self-signed authority, good for CA_DAYS from `now`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Bedplate authority")])
+    builder = _certificate(name, name, key.public_key(), now, CA_DAYS)
+    usage = _key_usage(is_authority=True)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    certificate = builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
+    return _to_pem(certificate, key)
+
+
+def issue_certificate(
+    authority: KeyPair, identity: Identity, now: datetime.datetime, addresses: Sequence[str] = ()
+) -> KeyPair:
+    """A certificate for `identity`, with the DNS names its role needs and the IP `addresses` it serves on.
+
+    Raises InvalidSpecError when the identity's name is no DNS label.
+    """
+    if not is_dns_label(identity.name):
+        message = f"{identity.name!r} is not 1 to 63 characters of a-z, 0-9 and -"
+        raise InvalidSpecError("name_invalid", message, "choose such a name", field="name")
+    ca_key = serialization.load_pem_private_key(authority.key, password=None)
+    assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+    issuer = x509.load_pem_x509_certificate(authority.certificate)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{identity.role}:{identity.name}"[:64])])
+    builder = _certificate(subject, issuer.subject, key.public_key(), now, LEAF_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_key_usage(is_authority=False), critical=True)
+    usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+    builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+    names = x509.SubjectAlternativeName(_alternative_names(identity, addresses))
+    certificate = builder.add_extension(names, critical=False).sign(ca_key, hashes.SHA256())
+    return _to_pem(certificate, key)
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_identity(certificate: bytes) -> Identity:
+    """The identity in a PEM certificate that TLS has verified; raises NotPermittedError when it carries none."""
+    try:
+        parsed = x509.load_pem_x509_certificate(certificate)
+        names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+        scheme, _, domain, role, name = uri.split("/")
+        if (scheme, domain) != ("spiffe:", TRUST_DOMAIN) or not is_dns_label(name):
+            raise ValueError(uri)
+        return Identity(Role(role), name)
+    except (ValueError, x509.ExtensionNotFound) as error:
+        message = "the certificate carries no Bedplate identity"
+        raise NotPermittedError("no_identity", message, "have one issued with `mb pki issue`") from error
+
+
+def certificate_end(certificate: bytes) -> datetime.datetime:
+    """When a PEM certificate ends, in UTC."""
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+
+
+def _alternative_names(identity: Identity, addresses: Sequence[str]) -> list[x509.GeneralName]:
+    uri = f"spiffe://{TRUST_DOMAIN}/{identity.role}/{identity.name}"
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
+    dns_names = {
+        Role.SCHEDULER: (SCHEDULER_SERVER_NAME, ETCD_CLIENT_NAME),
+        Role.HOST: (host_server_name(HostId(identity.name)), ETCD_CLIENT_NAME),
+        Role.STORE: (ETCD_SERVER_NAME, ETCD_CLIENT_NAME),
+    }
+    names += [x509.DNSName(name) for name in dns_names.get(identity.role, ())]
+    return names + [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime.datetime, days: int
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATE)
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+def _key_usage(*, is_authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not is_authority,
+        key_cert_sign=is_authority,
+        crl_sign=is_authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _to_pem(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> KeyPair:
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return KeyPair(certificate.public_bytes(serialization.Encoding.PEM), secret)
+
+
+def _load_pem(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        message = f"{path}: {error.strerror}"
+        raise NotFoundError("certificate_missing", message, "have one issued with `mb pki issue`") from error

@@ -1,0 +1,1 @@
+"""The daemon of one bare-metal host: runs sandboxes as the scheduler assigns them and says truthfully how they are."""

@@ -1,0 +1,1 @@
+"""What touches the machine: libvirt, the network, disks, the guest link. Only hostd.__main__ chooses which."""

@@ -1,0 +1,94 @@
+"""What hostd asks of the machine, as Protocols. `tests/contract/drivers/` holds every implementation to this page.
+
+All names are sandbox ids; every `ensure_` and `remove_` is idempotent; each raises HostFaultError naming its step when the
+host fails at it, and returns within its driver's own time limit.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fleet.model.host import Accelerator
+from fleet.model.ids import SandboxId
+from hostd.reconcile.state import DomainState, Machine, ObservedNetwork, Port
+
+
+class Hypervisor(Protocol):
+    """Domains of this host. A domain outlives hostd and, at most once, is started by ensure_domain."""
+
+    async def probe_accelerator(self) -> tuple[Accelerator, str]:
+        """What a probe guest booted on, with a sentence saying why not on something faster."""
+
+    async def list_domains(self) -> Mapping[SandboxId, DomainState]:
+        """Every domain that this driver made and that still exists, dead ones too."""
+
+    async def ensure_domain(self, machine: Machine) -> None:
+        """Start the domain; when it exists already, whatever its state, nothing happens."""
+
+    async def remove_domain(self, sandbox_id: SandboxId) -> None:
+        """End the domain at once and forget it; when none exists nothing happens."""
+
+    def on_change(self, nudge: Callable[[], None]) -> None:
+        """Call `nudge` in the event loop whenever a domain may have changed its state."""
+
+    async def close(self) -> None:
+        """Let go of the connection; domains run on."""
+
+
+class Network(Protocol):
+    """The bridge of this host and the sandboxes' taps on it."""
+
+    async def ensure_bridge(self) -> None:
+        """The bridge with its address and the default-drop rules, also after someone changed them."""
+
+    async def observe(self) -> ObservedNetwork:
+        """Which sandboxes have a tap or rules now."""
+
+    async def ensure_port(self, port: Port) -> None:
+        """Rules first, then the tap: at no moment may a frame pass that the rules forbid."""
+
+    async def remove_port(self, sandbox_id: SandboxId) -> None:
+        """Tap first, then the rules."""
+
+    async def remove_bridge(self) -> None:
+        """Take the bridge and all rules away; for the end of an embedded host."""
+
+
+class Disks(Protocol):
+    """Scratch disks: the writable part of a sandbox."""
+
+    async def list_scratch(self) -> frozenset[SandboxId]:
+        """Sandboxes that have a scratch disk."""
+
+    async def ensure_scratch(self, sandbox_id: SandboxId, size_mib: int) -> str:
+        """The absolute path of the sandbox's scratch disk, an empty ext4 when it is made now."""
+
+    async def remove_scratch(self, sandbox_id: SandboxId) -> None:
+        """Delete the scratch disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMessage:
+    """One frame of docs/guest-link.md, already within its limits: a type, the header's other fields, the payload."""
+
+    type: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    payload: bytes = field(default=b"", repr=False)
+
+
+# Called for each message in order; the next is read only when this returned. The driver itself adds two types of its own:
+# `connected` (a session begins; `hello` follows) and `broken` (the guest broke the protocol too often: `message` says how).
+LinkReceiver = Callable[[SandboxId, LinkMessage], Awaitable[None]]
+
+
+class GuestLinks(Protocol):
+    """The links to the guests, one for each running sandbox. What the guest sends is bounded but never trusted."""
+
+    def attach(self, sandbox_id: SandboxId, link_path: str, receive: LinkReceiver) -> None:
+        """Keep a session up on the socket at `link_path`, until detach; attaching twice changes nothing."""
+
+    async def send(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
+        """Send one message; raises UnavailableError `link_down` when no session stands."""
+
+    async def detach(self, sandbox_id: SandboxId) -> None:
+        """End the session; nothing is received afterwards."""
