@@ -31,7 +31,27 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
 # Where a source would hide what the guest needs to run at all, or is kernel-made.
 _RESERVED_PATHS = frozenset(
-    "/ /bin /boot /dev /etc /home /lib /lib64 /nix /opt /proc /root /run /sbin /srv /sys /tmp /usr /var".split()
+    [
+        "/",
+        "/bin",
+        "/boot",
+        "/dev",
+        "/etc",
+        "/home",
+        "/lib",
+        "/lib64",
+        "/nix",
+        "/opt",
+        "/proc",
+        "/root",
+        "/run",
+        "/sbin",
+        "/srv",
+        "/sys",
+        "/tmp",
+        "/usr",
+        "/var",
+    ]
 )
 _RESERVED_TREES = ("/boot/", "/dev/", "/etc/", "/nix/", "/proc/", "/run/", "/sys/", "/usr/", "/var/lib/", "/lib/")
 

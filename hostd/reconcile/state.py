@@ -87,6 +87,11 @@ class Observed:
     network: ObservedNetwork = ObservedNetwork()
     scratch_disks: frozenset[SandboxId] = frozenset()
     folders: frozenset[SandboxId] = frozenset()
+    links: frozenset[SandboxId] = frozenset()
+
+    def sandbox_ids(self) -> frozenset[SandboxId]:
+        """Every sandbox of which something is on this host."""
+        return frozenset(self.domains) | self.network.taps | self.network.chains | self.scratch_disks | self.folders
 
 
 TAP_PREFIX = "bp-"
