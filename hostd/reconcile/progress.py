@@ -94,7 +94,9 @@ def is_over(progress: Progress, goal: Goal) -> bool:
     return goal is Goal.REMOVE or (goal is Goal.STOP and not progress.is_configured)
 
 
-def render_status(order: Assignment, progress: Progress, *, is_released: bool, now_ms: int) -> SandboxStatus:
+def render_status(
+    order: Assignment, progress: Progress, *, accelerator: str, is_released: bool, now_ms: int
+) -> SandboxStatus:
     """The status to publish; `is_released` says that nothing of the VM is left on the host."""
     phase = _phase(order, progress)
     return SandboxStatus(
@@ -106,6 +108,7 @@ def render_status(order: Assignment, progress: Progress, *, is_released: bool, n
         agents=progress.agents,
         stages=progress.stages,
         artifact=progress.artifact,
+        accelerator=accelerator,
         address=progress.address,
         released=is_released,
         at_ms=now_ms,

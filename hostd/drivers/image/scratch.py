@@ -1,0 +1,58 @@
+"""Scratch disks: sparse raw files with an empty ext4 in them, made by the host and never mounted by it."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from fleet.errors import HostFaultError
+from fleet.model.ids import SandboxId, is_sandbox_id
+from fleet.model.units import MIB
+from hostd.drivers.image.command import run_command
+
+SUFFIX = ".raw"
+
+
+class ScratchDisks:
+    """One folder with one file for each sandbox that has a VM."""
+
+    def __init__(self, scratch_dir: Path) -> None:
+        self._dir = scratch_dir
+        scratch_dir.mkdir(parents=True, exist_ok=True)
+        # QEMU runs unprivileged and passes through; names are not secret, contents are the file's own mode.
+        scratch_dir.chmod(0o711)
+
+    async def list_scratch(self) -> frozenset[SandboxId]:
+        """Sandboxes that have a scratch disk."""
+        names = [path.name.removesuffix(SUFFIX) for path in self._dir.glob("*" + SUFFIX)]
+        return frozenset(SandboxId(name) for name in names if is_sandbox_id(name))
+
+    async def ensure_scratch(self, sandbox_id: SandboxId, size_mib: int) -> str:
+        """The path of the sandbox's scratch disk; made sparse, so it takes what the guest writes and no more than its size."""
+        path = self._path(sandbox_id)
+        if path.exists():
+            return str(path)
+        temporary = path.with_suffix(".new")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.ftruncate(descriptor, size_mib * MIB)
+            os.close(descriptor)
+        except OSError as error:
+            raise HostFaultError(
+                "scratch_failed", f"{temporary}: {error.strerror}", "free space on the host"
+            ) from error
+        # No journal: a scratch disk never outlives its VM. Nothing is reserved for root, and tables are written when first used.
+        features = "^has_journal,^resize_inode,^metadata_csum"
+        extended = "lazy_itable_init=1,nodiscard,root_owner=0:0"
+        arguments = ("-q", "-F", "-m", "0", "-O", features, "-E", extended, str(temporary))
+        await run_command("scratch_failed", "mke2fs", "-t", "ext4", *arguments)
+        temporary.replace(path)
+        return str(path)
+
+    async def remove_scratch(self, sandbox_id: SandboxId) -> None:
+        """Delete the scratch disk, and the remains of one whose making was cut short."""
+        path = self._path(sandbox_id)
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        path.with_suffix(".new").unlink(missing_ok=True)
+
+    def _path(self, sandbox_id: SandboxId) -> Path:
+        return self._dir / (sandbox_id + SUFFIX)

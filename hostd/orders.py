@@ -1,0 +1,97 @@
+"""What hostd keeps on its own disk: orders, progress, output and artifacts. It knows neither etcd nor any driver.
+
+    <state>/orders/<id>             the assignment as last received
+    <state>/sandboxes/<id>/progress
+    <state>/sandboxes/<id>/output/<agent>
+    <state>/sandboxes/<id>/artifact
+
+An order is on the disk before anything is done about it, so that a restart without etcd goes on with the same orders.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from fleet.codec import decode, encode
+from fleet.model.assignment import Assignment
+from fleet.model.ids import SandboxId, is_sandbox_id
+from hostd.files import remove_durable, sync_folder, write_durable
+from hostd.reconcile.progress import Progress
+
+_AGENT_FILE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+class Orders:
+    """The orders of this host and what became of them, in memory and on the disk at once."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._orders_dir = state_dir / "orders"
+        self._sandboxes_dir = state_dir / "sandboxes"
+        for folder in (self._orders_dir, self._sandboxes_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        self._orders = {id_: self._load_order(id_) for id_ in _names(self._orders_dir)}
+        self._progress = {id_: progress for id_ in self.folders() if (progress := self._load_progress(id_))}
+
+    @property
+    def orders(self) -> Mapping[SandboxId, Assignment]:
+        """Every order, by sandbox."""
+        return self._orders
+
+    @property
+    def progress(self) -> Mapping[SandboxId, Progress]:
+        """Every sandbox's progress; a sandbox whose folder is removed has none."""
+        return self._progress
+
+    def folders(self) -> frozenset[SandboxId]:
+        """Sandboxes that have a folder on this host."""
+        return frozenset(_names(self._sandboxes_dir))
+
+    def put_order(self, order: Assignment) -> None:
+        """Remembers an order, durably."""
+        if self._orders.get(order.sandbox_id) != order:
+            write_durable(self._orders_dir / order.sandbox_id, encode(order))
+            self._orders[order.sandbox_id] = order
+
+    def forget_order(self, sandbox_id: SandboxId) -> None:
+        """Drops an order that nobody gives any more."""
+        remove_durable(self._orders_dir / sandbox_id)
+        self._orders.pop(sandbox_id, None)
+
+    def put_progress(self, progress: Progress) -> None:
+        """Remembers a sandbox's progress, durably, unless it is what is known."""
+        if self._progress.get(progress.sandbox_id) == progress:
+            return
+        folder = self._sandboxes_dir / progress.sandbox_id
+        if not folder.exists():
+            (folder / "output").mkdir(parents=True)
+            sync_folder(self._sandboxes_dir)
+        write_durable(folder / "progress", encode(progress))
+        self._progress[progress.sandbox_id] = progress
+
+    def remove_folder(self, sandbox_id: SandboxId) -> None:
+        """Deletes a sandbox's progress, output and artifact."""
+        self._progress.pop(sandbox_id, None)
+        shutil.rmtree(self._sandboxes_dir / sandbox_id, ignore_errors=True)
+        sync_folder(self._sandboxes_dir)
+
+    def output_path(self, sandbox_id: SandboxId, agent: str) -> Path:
+        """Where an agent's output is kept. `agent` must be a name from the spec."""
+        assert _AGENT_FILE.fullmatch(agent)
+        return self._sandboxes_dir / sandbox_id / "output" / agent
+
+    def artifact_path(self, sandbox_id: SandboxId) -> Path:
+        """Where a sandbox's artifact is kept."""
+        return self._sandboxes_dir / sandbox_id / "artifact"
+
+    def _load_order(self, sandbox_id: SandboxId) -> Assignment:
+        return decode(Assignment, (self._orders_dir / sandbox_id).read_bytes())
+
+    def _load_progress(self, sandbox_id: SandboxId) -> Progress | None:
+        path = self._sandboxes_dir / sandbox_id / "progress"
+        return decode(Progress, path.read_bytes()) if path.exists() else None
+
+
+def _names(folder: Path) -> list[SandboxId]:
+    return [SandboxId(path.name) for path in sorted(folder.iterdir()) if is_sandbox_id(path.name)]
