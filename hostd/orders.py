@@ -11,6 +11,7 @@ An order is on the disk before anything is done about it, so that a restart with
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fleet.codec import decode, encode
@@ -59,10 +60,12 @@ class Orders:
         remove_durable(self._orders_dir / sandbox_id)
         self._orders.pop(sandbox_id, None)
 
+    def hold_progress(self, progress: Progress) -> None:
+        """Remembers a sandbox's counters until the next put_progress; a restart counts the output files anew."""
+        self._progress[progress.sandbox_id] = progress
+
     def put_progress(self, progress: Progress) -> None:
-        """Remembers a sandbox's progress, durably, unless it is what is known."""
-        if self._progress.get(progress.sandbox_id) == progress:
-            return
+        """Remembers a sandbox's progress, durably."""
         folder = self._sandboxes_dir / progress.sandbox_id
         if not folder.exists():
             (folder / "output").mkdir(parents=True)
@@ -81,6 +84,11 @@ class Orders:
         assert _AGENT_FILE.fullmatch(agent)
         return self._sandboxes_dir / sandbox_id / "output" / agent
 
+    def output_bytes(self, sandbox_id: SandboxId, agent: str) -> int:
+        """How much of an agent's output is held."""
+        path = self.output_path(sandbox_id, agent)
+        return path.stat().st_size if path.exists() else 0
+
     def artifact_path(self, sandbox_id: SandboxId) -> Path:
         """Where a sandbox's artifact is kept."""
         return self._sandboxes_dir / sandbox_id / "artifact"
@@ -90,7 +98,13 @@ class Orders:
 
     def _load_progress(self, sandbox_id: SandboxId) -> Progress | None:
         path = self._sandboxes_dir / sandbox_id / "progress"
-        return decode(Progress, path.read_bytes()) if path.exists() else None
+        if not path.exists():
+            return None
+        progress = decode(Progress, path.read_bytes())
+        agents = tuple(
+            replace(agent, output_bytes=self.output_bytes(sandbox_id, agent.name)) for agent in progress.agents
+        )
+        return replace(progress, agents=agents)
 
 
 def _names(folder: Path) -> list[SandboxId]:

@@ -141,7 +141,7 @@ class Sessions:
         agents = fields["agents"]
         for name, state in agents.items() if isinstance(agents, dict) else ():
             self._take_agent(sandbox_id, {**state, "name": name})
-        offsets = {agent.name: self._output_bytes(sandbox_id, agent.name) for agent in order.spec.agents}
+        offsets = {agent.name: self._orders.output_bytes(sandbox_id, agent.name) for agent in order.spec.agents}
         resume = {"agents": offsets, "artifact": _size(self._partial_artifact(sandbox_id))}
         await self._links.send(sandbox_id, LinkMessage("resume", resume))
         self._live[sandbox_id].has_hello = True
@@ -198,7 +198,7 @@ class Sessions:
         known = find_agent(progress, name)
         if known is None or offset < 0:
             raise ValueError(f"agent {name[:40]!r} at {offset}")
-        held = self._output_bytes(sandbox_id, name)
+        held = self._orders.output_bytes(sandbox_id, name)
         fresh = message.payload[held - offset :] if offset <= held < offset + len(message.payload) else b""
         fresh = fresh[: OUTPUT_BYTES_MAX - held]
         if fresh:
@@ -267,10 +267,11 @@ class Sessions:
     def _hold(self, agent: AgentStatus, progress: Progress) -> None:
         """Takes over an agent's counters, also those of one that has ended while its last output was still on its way."""
         agents = tuple(agent if other.name == agent.name else other for other in progress.agents)
-        self._save(replace(progress, agents=agents))
-
-    def _output_bytes(self, sandbox_id: SandboxId, agent: str) -> int:
-        return _size(self._orders.output_path(sandbox_id, agent))
+        is_new_stage = progress.stages != self._progress(progress.sandbox_id).stages
+        self._orders.hold_progress(replace(progress, agents=agents))
+        if is_new_stage:
+            self._orders.put_progress(replace(progress, agents=agents))
+        self._changed()
 
     def _partial_artifact(self, sandbox_id: SandboxId) -> Any:
         return self._orders.artifact_path(sandbox_id).with_name(".artifact.part")

@@ -1,0 +1,170 @@
+"""Carries out actions, one after the other for each sandbox, and says what went wrong. Decides nothing."""
+
+import shutil
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Protocol
+
+from fleet.model.assignment import Assignment
+from fleet.model.host import Accelerator
+from fleet.model.ids import Digest, SandboxId, Tenant
+from fleet.model.sandbox import NetworkMode
+from hostd.drivers.ports import Disks, Hypervisor, Network
+from hostd.orders import Orders
+from hostd.reconcile.diff import Action, Step
+from hostd.reconcile.progress import Progress, fail, reach_stage
+from hostd.reconcile.session import Sessions
+from hostd.reconcile.state import BootFiles, Machine, Port, SourceDisk, mac_address
+
+
+class Images(Protocol):
+    """Where verified images come from."""
+
+    async def ensure_image(self, digest: Digest) -> BootFiles: ...
+
+
+class Sources(Protocol):
+    """Where source disks come from; fetches from another host what this one lacks."""
+
+    async def ensure_disk(self, tenant: Tenant, digest: Digest) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drivers:
+    """All that actions act through."""
+
+    hypervisor: Hypervisor
+    network: Network
+    disks: Disks
+    images: Images
+    sources: Sources
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on this host things are put, and what VMs run on."""
+
+    run_dir: Path
+    log_dir: Path
+    prefix_length: int
+    accelerator: Accelerator
+
+
+class Applier:
+    """Runs the actions of one sandbox in order. Every step may be cut short anywhere and run again."""
+
+    def __init__(
+        self, drivers: Drivers, orders: Orders, sessions: Sessions, place: Place, now_ms: Callable[[], int]
+    ) -> None:
+        self._drivers = drivers
+        self._orders = orders
+        self._sessions = sessions
+        self._place = place
+        self._now_ms = now_ms
+        self._steps: dict[Step, Callable[[Action], Awaitable[None]]] = {
+            Step.ENSURE_DISKS: self._ensure_disks,
+            Step.ENSURE_PORT: self._ensure_port,
+            Step.ENSURE_DOMAIN: self._ensure_domain,
+            Step.ATTACH_LINK: self._attach_link,
+            Step.FAIL: self._fail,
+            Step.DETACH_LINK: self._detach_link,
+            Step.REMOVE_DOMAIN: self._remove_domain,
+            Step.REMOVE_PORT: self._remove_port,
+            Step.REMOVE_SCRATCH: self._remove_scratch,
+            Step.REMOVE_FOLDER: self._remove_folder,
+        }
+
+    async def apply(self, action: Action) -> None:
+        """Carries out one action; raises a BedplateError naming the step when the host fails at it."""
+        await self._steps[action.step](action)
+
+    def link_path(self, sandbox_id: SandboxId) -> Path:
+        """The unix socket of a sandbox's guest link."""
+        return self._place.run_dir / f"{sandbox_id}.link"
+
+    async def _ensure_disks(self, action: Action) -> None:
+        order = self._orders.orders[action.sandbox_id]
+        await self._drivers.images.ensure_image(order.image_digest)
+        self._reach(action.sandbox_id, "image_verified")
+        for source in order.spec.sources:
+            await self._drivers.sources.ensure_disk(order.tenant, source.digest)
+        await self._drivers.disks.ensure_scratch(action.sandbox_id, order.spec.resources.disk_mib)
+        self._reach(action.sandbox_id, "disks_ready")
+
+    async def _ensure_port(self, action: Action) -> None:
+        port = self._port(self._orders.orders[action.sandbox_id])
+        assert port is not None
+        await self._drivers.network.ensure_port(port)
+        self._reach(action.sandbox_id, "network_ready")
+
+    async def _ensure_domain(self, action: Action) -> None:
+        order, progress = self._orders.orders[action.sandbox_id], self._orders.progress[action.sandbox_id]
+        # Counted before it is tried; each try is a new machine to its guest (vmgenid).
+        progress = replace(progress, starts=progress.starts + 1, generation_id=str(uuid.uuid4()))
+        self._orders.put_progress(progress)
+        await self._drivers.hypervisor.ensure_domain(await self._machine(order, progress))
+        self._reach(action.sandbox_id, "domain_started")
+
+    async def _attach_link(self, action: Action) -> None:
+        self._sessions.attach(action.sandbox_id, str(self.link_path(action.sandbox_id)))
+
+    async def _fail(self, action: Action) -> None:
+        assert action.reason is not None
+        self._orders.put_progress(fail(self._orders.progress[action.sandbox_id], action.reason))
+
+    async def _detach_link(self, action: Action) -> None:
+        await self._sessions.detach(action.sandbox_id)
+
+    async def _remove_domain(self, action: Action) -> None:
+        await self._drivers.hypervisor.remove_domain(action.sandbox_id)
+        self.link_path(action.sandbox_id).unlink(missing_ok=True)
+
+    async def _remove_port(self, action: Action) -> None:
+        await self._drivers.network.remove_port(action.sandbox_id)
+
+    async def _remove_scratch(self, action: Action) -> None:
+        await self._drivers.disks.remove_scratch(action.sandbox_id)
+
+    async def _remove_folder(self, action: Action) -> None:
+        self._orders.remove_folder(action.sandbox_id)
+        for path in self._place.log_dir.glob(f"{action.sandbox_id}.console*"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self._place.run_dir / action.sandbox_id, ignore_errors=True)
+
+    async def _machine(self, order: Assignment, progress: Progress) -> Machine:
+        sandbox_id = order.sandbox_id
+        resources = order.spec.resources
+        disks = []
+        for index, source in enumerate(order.spec.sources):
+            path = await self._drivers.sources.ensure_disk(order.tenant, source.digest)
+            disks.append(SourceDisk(f"source-{index}", path))
+        return Machine(
+            sandbox_id=sandbox_id,
+            tenant=order.tenant,
+            vcpus=resources.vcpus,
+            memory_mib=resources.memory_mib,
+            overhead_mib=order.overhead_mib,
+            accelerator=self._place.accelerator,
+            boot=await self._drivers.images.ensure_image(order.image_digest),
+            scratch_path=await self._drivers.disks.ensure_scratch(sandbox_id, resources.disk_mib),
+            link_path=str(self.link_path(sandbox_id)),
+            console_path=str(self._place.log_dir / f"{sandbox_id}.console"),
+            generation_id=progress.generation_id,
+            source_disks=tuple(disks),
+            port=self._port(order),
+        )
+
+    def _port(self, order: Assignment) -> Port | None:
+        progress = self._orders.progress[order.sandbox_id]
+        if order.spec.network.mode is NetworkMode.NONE or not progress.address:
+            return None
+        address = IPv4Address(progress.address)
+        return Port(order.sandbox_id, mac_address(address), address, self._place.prefix_length)
+
+    def _reach(self, sandbox_id: SandboxId, stage: str) -> None:
+        progress = self._orders.progress.get(sandbox_id)
+        if progress is not None:
+            self._orders.put_progress(reach_stage(progress, stage, self._now_ms()))

@@ -1,0 +1,222 @@
+"""The reconciler: looks at orders and host, and spawns one worker for each sandbox that is not as it should be.
+
+It takes no input: a nudge says "look", never "what". A pass that fails is followed by the next; what a worker could not do,
+the next pass sees. Bounded: WORKERS_MAX at once, one for each sandbox, retries spaced by BACKOFF_S.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+
+import structlog
+
+from fleet.errors import BedplateError, HostFaultError, InvalidSpecError, NotFoundError
+from fleet.model.assignment import Assignment
+from fleet.model.ids import SandboxId
+from fleet.model.sandbox import Goal, NetworkMode, Reason
+from hostd.orders import Orders
+from hostd.reconcile.apply import Applier, Drivers
+from hostd.reconcile.diff import Action, Desired, diff
+from hostd.reconcile.progress import begin, fail, is_over
+from hostd.reconcile.session import Sessions
+from hostd.reconcile.state import Observed
+
+# Every pass also runs unasked, so that a lost event costs seconds and not correctness.
+PASS_INTERVAL_S = 5.0
+# Starting a VM is bound by disk and CPU: more at once makes all of them slower.
+WORKERS_MAX = 4
+BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+# How often a start may fail for a reason that could pass before the sandbox fails with it.
+START_ATTEMPTS_MAX = 5
+# A guest that has not been heard of for so long is gone. Under TCG the first word takes 10 s alone, minutes on a crowded host.
+SILENCE_S_MAX = 300.0
+# Beyond the longest grace period of its agents, a stop that still has no artifact is cut short.
+STOP_EXTRA_S = 120.0
+
+# What trying again does not heal.
+HOPELESS = frozenset({"image_corrupt", "image_missing", "image_unsupported", "source_corrupt"})
+GUEST_SILENT = Reason(
+    "guest_silent", f"the guest was not heard of for {SILENCE_S_MAX:.0f} s", "see the console log on the host"
+)
+STOP_FORCED = Reason("stop_forced", "the guest did not stop in time and was cut off; its changes are lost", "")
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """A sandbox whose worker failed: how often in a row, with what, and when to try again (monotonic seconds)."""
+
+    attempts: int
+    error: BedplateError
+    retry_at_s: float
+
+
+class Reconciler:
+    """Makes this host look like its orders."""
+
+    def __init__(
+        self, orders: Orders, drivers: Drivers, applier: Applier, sessions: Sessions, now_ms: Callable[[], int]
+    ) -> None:
+        self._orders = orders
+        self._drivers = drivers
+        self._applier = applier
+        self._sessions = sessions
+        self._now_ms = now_ms
+        self._nudged = asyncio.Event()
+        self._slots = asyncio.Semaphore(WORKERS_MAX)
+        self._busy: set[SandboxId] = set()
+        self._trouble: dict[SandboxId, _Trouble] = {}
+        self._listeners: list[Callable[[], None]] = []
+        self.observed: Observed | None = None
+        self.subnet = IPv4Network("10.77.0.0/16")
+
+    def nudge(self) -> None:
+        """Look again soon."""
+        self._nudged.set()
+
+    def on_pass(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every pass and every worker."""
+        self._listeners.append(listener)
+
+    def trouble(self, sandbox_id: SandboxId) -> Reason | None:
+        """Why the sandbox's last worker failed, while it is being retried."""
+        found = self._trouble.get(sandbox_id)
+        return Reason(found.error.code, found.error.message, found.error.next_step) if found else None
+
+    def accept(self, order: Assignment) -> None:
+        """Takes an order over, durably; a sandbox new to this host gets an address."""
+        self._orders.put_order(order)
+        if order.goal is not Goal.REMOVE and order.sandbox_id not in self._orders.progress:
+            address = "" if order.spec.network.mode is NetworkMode.NONE else str(self._free_address())
+            self._orders.put_progress(begin(order, address, ""))
+        self.nudge()
+
+    async def run(self) -> None:
+        """Passes until cancelled."""
+        async with asyncio.TaskGroup() as workers:
+            while True:
+                self._nudged.clear()
+                try:
+                    await self.run_pass(workers)
+                except BedplateError as error:
+                    log.warning("pass.failed", code=error.code, error=error.message)
+                self._tell()
+                try:
+                    async with asyncio.timeout(self._wait_s()):
+                        await self._nudged.wait()
+                except TimeoutError:
+                    continue
+
+    async def run_pass(self, workers: asyncio.TaskGroup) -> None:
+        """One look at everything; raises the BedplateError of a driver that cannot look."""
+        busy_before = frozenset(self._busy)
+        observed = await self._observe()
+        self.observed = observed
+        # What a worker changed while the drivers looked may have been seen before or after: it waits for the next pass.
+        for sandbox_id in sorted((observed.sandbox_ids() | frozenset(self._orders.orders)) - busy_before):
+            self._check_limits(sandbox_id)
+            actions = diff(self._desired(sandbox_id), observed, sandbox_id)
+            if actions and self._may_try(sandbox_id):
+                self._busy.add(sandbox_id)
+                workers.create_task(self._work(sandbox_id, actions))
+            elif not actions:
+                self._trouble.pop(sandbox_id, None)
+        for sandbox_id in self._sessions.attached() - busy_before:
+            await self._press_on(sandbox_id)
+
+    async def _work(self, sandbox_id: SandboxId, actions: Iterable[Action]) -> None:
+        started = time.monotonic()
+        done = []
+        try:
+            async with self._slots:
+                for action in actions:
+                    await self._applier.apply(action)
+                    done.append(str(action.step))
+            self._trouble.pop(sandbox_id, None)
+        except BedplateError as error:
+            self._note_trouble(sandbox_id, error)
+        finally:
+            self._busy.discard(sandbox_id)
+            duration_ms = round((time.monotonic() - started) * 1000, 1)
+            log.info("sandbox.reconciled", sandbox_id=sandbox_id, steps=done, duration_ms=duration_ms)
+            self.nudge()
+            self._tell()
+
+    async def _observe(self) -> Observed:
+        observed = Observed(
+            domains=dict(await self._drivers.hypervisor.list_domains()),
+            network=await self._drivers.network.observe(),
+            scratch_disks=await self._drivers.disks.list_scratch(),
+            folders=self._orders.folders(),
+            links=self._sessions.attached(),
+        )
+        await self._drivers.network.ensure_bridge()
+        return observed
+
+    def _desired(self, sandbox_id: SandboxId) -> Desired | None:
+        order, progress = self._orders.orders.get(sandbox_id), self._orders.progress.get(sandbox_id)
+        return Desired(order, progress) if order is not None and progress is not None else None
+
+    def _check_limits(self, sandbox_id: SandboxId) -> None:
+        desired = self._desired(sandbox_id)
+        if desired is None or is_over(desired.progress, desired.order.goal):
+            return
+        progress = desired.progress
+        if desired.order.goal is Goal.STOP and not progress.stopping_since_ms:
+            progress = replace(progress, stopping_since_ms=self._now_ms())
+        grace_s = max(agent.grace_period_s for agent in desired.order.spec.agents)
+        is_late = self._now_ms() - progress.stopping_since_ms > (grace_s + STOP_EXTRA_S) * 1000
+        if progress.stopping_since_ms and is_late:
+            progress = fail(progress, STOP_FORCED)
+        if self._sessions.silent_s(sandbox_id) > SILENCE_S_MAX:
+            progress = fail(progress, GUEST_SILENT)
+        if progress != desired.progress:
+            self._orders.put_progress(progress)
+
+    async def _press_on(self, sandbox_id: SandboxId) -> None:
+        try:
+            await self._sessions.press_on(sandbox_id)
+        except BedplateError as error:
+            log.info("guest.unreached", sandbox_id=sandbox_id, code=error.code)
+
+    def _note_trouble(self, sandbox_id: SandboxId, error: BedplateError) -> None:
+        known = self._trouble.get(sandbox_id)
+        attempts = known.attempts + 1 if known else 1
+        delay_s = BACKOFF_S[min(attempts, len(BACKOFF_S)) - 1]
+        self._trouble[sandbox_id] = _Trouble(attempts, error, time.monotonic() + delay_s)
+        log.warning("sandbox.troubled", sandbox_id=sandbox_id, code=error.code, error=error.message, attempts=attempts)
+        desired = self._desired(sandbox_id)
+        if desired is None or is_over(desired.progress, desired.order.goal):
+            return
+        if isinstance(error, InvalidSpecError | NotFoundError) or (
+            isinstance(error, HostFaultError) and (error.code in HOPELESS or attempts >= START_ATTEMPTS_MAX)
+        ):
+            reason = Reason(error.code, error.message, error.next_step)
+            self._orders.put_progress(fail(desired.progress, reason))
+
+    def _may_try(self, sandbox_id: SandboxId) -> bool:
+        trouble = self._trouble.get(sandbox_id)
+        return sandbox_id not in self._busy and (trouble is None or time.monotonic() >= trouble.retry_at_s)
+
+    def _wait_s(self) -> float:
+        due = [trouble.retry_at_s - time.monotonic() for trouble in self._trouble.values()]
+        return max(0.05, min([PASS_INTERVAL_S, *due]))
+
+    def _free_address(self) -> IPv4Address:
+        taken = {progress.address for progress in self._orders.progress.values()}
+        # The first usable address is the bridge's own.
+        hosts = iter(self.subnet.hosts())
+        next(hosts)
+        for address in hosts:
+            if str(address) not in taken:
+                return address
+        raise HostFaultError(
+            "addresses_exhausted", f"no address is left in {self.subnet}", "give the host a larger subnet"
+        )
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
