@@ -19,7 +19,7 @@ from fleet.model.sandbox import Goal, NetworkMode, Reason
 from hostd.orders import Orders
 from hostd.reconcile.apply import Applier, Drivers
 from hostd.reconcile.diff import Action, Desired, diff
-from hostd.reconcile.progress import begin, fail, is_over
+from hostd.reconcile.progress import STAGE_RELEASED, begin, fail, is_over, reach_stage
 from hostd.reconcile.session import Sessions
 from hostd.reconcile.state import Observed
 
@@ -123,7 +123,7 @@ class Reconciler:
                 self._busy.add(sandbox_id)
                 workers.create_task(self._work(sandbox_id, actions))
             elif not actions:
-                self._trouble.pop(sandbox_id, None)
+                self._settle(sandbox_id)
         for sandbox_id in self._sessions.attached() - busy_before:
             await self._press_on(sandbox_id)
 
@@ -175,6 +175,14 @@ class Reconciler:
             progress = fail(progress, GUEST_SILENT)
         if progress != desired.progress:
             self._orders.put_progress(progress)
+
+    def _settle(self, sandbox_id: SandboxId) -> None:
+        self._trouble.pop(sandbox_id, None)
+        desired = self._desired(sandbox_id)
+        if desired is not None and is_over(desired.progress, desired.order.goal):
+            progress = reach_stage(desired.progress, STAGE_RELEASED, self._now_ms())
+            if progress != desired.progress:
+                self._orders.put_progress(progress)
 
     async def _press_on(self, sandbox_id: SandboxId) -> None:
         try:

@@ -1,0 +1,144 @@
+"""Keeps one session up on each guest's unix socket: connect, marker, frames, and again after every break.
+
+Knows nothing of what messages mean. A guest that breaks the protocol BREAKS_MAX times in BREAKS_WINDOW_S is reported once, as
+`broken`, and left alone.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+
+from fleet.errors import UnavailableError
+from fleet.model.ids import SandboxId
+from hostd.drivers.guest.frames import NONCE_BYTES, FrameError, FrameReader, encode_frame
+from hostd.drivers.ports import LinkMessage, LinkReceiver
+
+READ_BYTES = 64 * 1024
+# How long the guest may leave a marker unanswered before the next is sent: early in a boot nobody reads the port yet.
+MARKER_INTERVAL_S = 2.0
+# QEMU makes the socket a moment after its start and serves one client at a time.
+CONNECT_DELAY_S = 0.2
+# A guest that takes no byte for so long, with QEMU's buffers full, is not reading.
+SEND_TIMEOUT_S = 30.0
+BREAKS_MAX = 5
+BREAKS_WINDOW_S = 60.0
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Link:
+    """One guest's link and the task that keeps it."""
+
+    sandbox_id: SandboxId
+    path: str
+    receive: LinkReceiver
+    writer: asyncio.StreamWriter | None = None
+    is_framed: bool = False
+    breaks: deque[float] = field(default_factory=lambda: deque(maxlen=BREAKS_MAX))
+    runner: asyncio.Task[None] | None = None
+
+
+class SocketLinks:
+    """The links of this host, over the sockets that QEMU serves."""
+
+    def __init__(self, make_nonce: Callable[[int], bytes] = secrets.token_bytes) -> None:
+        self._make_nonce = make_nonce
+        self._links: dict[SandboxId, _Link] = {}
+
+    def attach(self, sandbox_id: SandboxId, link_path: str, receive: LinkReceiver) -> None:
+        """Keep a session up until detach."""
+        if sandbox_id not in self._links:
+            link = _Link(sandbox_id, link_path, receive)
+            self._links[sandbox_id] = link
+            link.runner = asyncio.create_task(self._run(link), name=f"link-{sandbox_id}")
+
+    async def send(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
+        """Send one message; raises UnavailableError `link_down` when no session stands or the guest takes nothing."""
+        link = self._links.get(sandbox_id)
+        if link is None or link.writer is None or not link.is_framed:
+            raise UnavailableError("link_down", f"the guest link of {sandbox_id} is down", "it is retried")
+        try:
+            link.writer.write(encode_frame(message))
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await link.writer.drain()
+        except (OSError, TimeoutError) as error:
+            link.writer.transport.abort()
+            raise UnavailableError("link_down", f"the guest of {sandbox_id} takes nothing", "it is retried") from error
+
+    async def detach(self, sandbox_id: SandboxId) -> None:
+        """End the session and forget the link."""
+        link = self._links.pop(sandbox_id, None)
+        if link is not None and link.runner is not None and link.runner is not asyncio.current_task():
+            link.runner.cancel()
+            await asyncio.wait([link.runner])
+
+    async def close(self) -> None:
+        """Detach from every guest."""
+        for sandbox_id in tuple(self._links):
+            await self.detach(sandbox_id)
+
+    async def _run(self, link: _Link) -> None:
+        while True:
+            try:
+                await self._hold_session(link)
+            except FrameError as error:
+                log.warning("link.broken", sandbox_id=link.sandbox_id, error=str(error))
+                if self._has_broken_too_often(link):
+                    await link.receive(link.sandbox_id, _broken(str(error)))
+                    return
+            except OSError:
+                pass
+            await asyncio.sleep(CONNECT_DELAY_S)
+
+    async def _hold_session(self, link: _Link) -> None:
+        reader, writer = await asyncio.open_unix_connection(link.path)
+        link.writer = writer
+        try:
+            await self._converse(link, reader, writer)
+        finally:
+            link.writer, link.is_framed = None, False
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _converse(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        frames = FrameReader()
+        marker_at = 0.0
+        while True:
+            if not frames.is_framed and time.monotonic() >= marker_at:
+                writer.write(frames.expect(self._make_nonce(NONCE_BYTES)))
+                marker_at = time.monotonic() + MARKER_INTERVAL_S
+            try:
+                async with asyncio.timeout(None if frames.is_framed else max(0.0, marker_at - time.monotonic())):
+                    content = await reader.read(READ_BYTES)
+            except TimeoutError:
+                continue
+            if not content:
+                return
+            await self._deliver(link, frames, content)
+
+    async def _deliver(self, link: _Link, frames: FrameReader, content: bytes) -> None:
+        messages = frames.feed(content)
+        first = next(messages, None)
+        if frames.is_framed and not link.is_framed:
+            link.is_framed = True
+            await link.receive(link.sandbox_id, LinkMessage("connected"))
+        if first is not None:
+            await link.receive(link.sandbox_id, first)
+        for message in messages:
+            await link.receive(link.sandbox_id, message)
+
+    def _has_broken_too_often(self, link: _Link) -> bool:
+        link.breaks.append(time.monotonic())
+        return len(link.breaks) == BREAKS_MAX and link.breaks[-1] - link.breaks[0] < BREAKS_WINDOW_S
+
+
+def _broken(message: str) -> LinkMessage:
+    return LinkMessage("broken", {"code": "guest_link_broken", "message": message})

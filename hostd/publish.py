@@ -1,0 +1,110 @@
+"""Publishes what this host knows of its sandboxes: one status key each, written when it differs and fenced by the host's lease."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from fleet.codec import decode, encode
+from fleet.errors import BedplateError
+from fleet.model.host import Accelerator
+from fleet.model.ids import HostId, SandboxId
+from fleet.model.sandbox import Goal, Phase, SandboxStatus
+from fleet.store.keyspace import host_statuses, status_key
+from fleet.store.port import TRANSACTION_OPS_MAX, Delete, Put, Store, Unmoved, Write
+from hostd.orders import Orders
+from hostd.reconcile.diff import is_released
+from hostd.reconcile.loop import Reconciler
+from hostd.reconcile.progress import is_over, render_status
+
+# Output counters move all the time; a status is at most this old, and etcd sees at most this many writes of a host.
+INTERVAL_S = 0.3
+RETRY_S = 2.0
+
+log = structlog.get_logger()
+
+
+class Publisher:
+    """Keeps the statuses in the store equal to what the orders folder and the last pass say."""
+
+    def __init__(
+        self, host_id: HostId, store: Store, orders: Orders, reconciler: Reconciler, accelerator: Accelerator
+    ) -> None:
+        self._host_id = host_id
+        self._store = store
+        self._orders = orders
+        self._reconciler = reconciler
+        self._accelerator = accelerator
+        self._published: dict[SandboxId, SandboxStatus] | None = None
+        self._nudged = asyncio.Event()
+
+    def nudge(self) -> None:
+        """Something may have changed."""
+        self._nudged.set()
+
+    async def run(self, fence: Callable[[], Unmoved | None]) -> None:
+        """Publishes until cancelled; `fence` is the condition that this host still holds its lease, None while it does not."""
+        while True:
+            await self._nudged.wait()
+            self._nudged.clear()
+            delay_s = INTERVAL_S
+            try:
+                held = fence()
+                if held is not None:
+                    await self._publish(held)
+            except BedplateError as error:
+                log.warning("status.unpublished", code=error.code, error=error.message)
+                self._published = None
+                self._nudged.set()
+                delay_s = RETRY_S
+            await asyncio.sleep(delay_s)
+
+    async def _publish(self, held: Unmoved) -> None:
+        if self._published is None:
+            listing = await self._store.list_prefix(host_statuses(self._host_id))
+            found = [decode(SandboxStatus, entry.value) for entry in listing.entries]
+            self._published = {status.sandbox_id: status for status in found}
+        current = {status.sandbox_id: status for status in self._render_all()}
+        changed = [status for id_, status in current.items() if not _is_same(status, self._published.get(id_))]
+        gone = [sandbox_id for sandbox_id in self._published if sandbox_id not in current]
+        writes: list[Write] = [Put(self._key(status.sandbox_id), encode(status)) for status in changed]
+        writes += [Delete(self._key(sandbox_id)) for sandbox_id in gone]
+        for start in range(0, len(writes), TRANSACTION_OPS_MAX - 1):
+            committed = await self._store.transact([held], writes[start : start + TRANSACTION_OPS_MAX - 1])
+            if not committed.is_committed:
+                # The lease is not what it was: whoever holds it now lists first, then writes.
+                self._published = None
+                self._nudged.set()
+                return
+        self._published = current
+        for status in changed:
+            log.info("status.published", sandbox_id=status.sandbox_id, phase=status.phase, generation=status.generation)
+
+    def _render_all(self) -> list[SandboxStatus]:
+        return [self._render(sandbox_id) for sandbox_id in sorted(self._orders.orders)]
+
+    def _render(self, sandbox_id: SandboxId) -> SandboxStatus:
+        order, progress = self._orders.orders[sandbox_id], self._orders.progress.get(sandbox_id)
+        observed, now_ms = self._reconciler.observed, time.time_ns() // 1_000_000
+        released = observed is not None and is_released(observed, sandbox_id)
+        if progress is None:
+            phase = Phase.REMOVED if released and order.goal is Goal.REMOVE else Phase.REMOVING
+            return SandboxStatus(sandbox_id, self._host_id, order.generation, phase, released=released, at_ms=now_ms)
+        status = render_status(
+            order,
+            progress,
+            accelerator=self._accelerator,
+            is_released=released and is_over(progress, order.goal),
+            now_ms=now_ms,
+        )
+        trouble = self._reconciler.trouble(sandbox_id)
+        return status if status.reason or trouble is None else replace(status, reason=trouble)
+
+    def _key(self, sandbox_id: SandboxId) -> str:
+        return status_key(self._host_id, sandbox_id)
+
+
+def _is_same(one: SandboxStatus, other: SandboxStatus | None) -> bool:
+    return other is not None and replace(one, at_ms=0) == replace(other, at_ms=0)
