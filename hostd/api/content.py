@@ -75,7 +75,7 @@ async def _chunks(requests: AsyncIterator[Any]) -> AsyncIterator[bytes]:
 
 
 async def _send(path: Path, digest: Digest) -> AsyncIterator[Any]:
-    size_bytes, offset = path.stat().st_size, 0
+    size_bytes, offset = (await asyncio.to_thread(path.stat)).st_size, 0
     with path.open("rb") as stream:
         while chunk := await asyncio.to_thread(stream.read, CHUNK_BYTES):
             yield content_pb2.ContentChunk(offset=offset, payload=chunk, size_bytes=size_bytes, digest=digest)
