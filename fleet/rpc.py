@@ -3,6 +3,8 @@
 An error travels as a gRPC status plus one trailing metadata entry, ERROR_KEY, that holds JSON: `code`, `field`, `next_step`.
 """
 
+from __future__ import annotations  # grpc.aio classes are generic in their stubs only
+
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -206,7 +208,7 @@ class _Outcome:
         self._method = method
         self._started = time.monotonic()
 
-    def __enter__(self) -> "_Outcome":
+    def __enter__(self) -> _Outcome:
         return self
 
     def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> bool:

@@ -48,7 +48,7 @@ _RESERVED_PATHS = frozenset(
         "/sbin",
         "/srv",
         "/sys",
-        "/tmp",
+        "/tmp",  # noqa: S108 (a path in the guest)
         "/usr",
         "/var",
     ]

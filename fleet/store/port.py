@@ -110,10 +110,8 @@ class Store(Protocol):
         Raises ValueError past TRANSACTION_OPS_MAX operations or VALUE_BYTES_MAX bytes in a value.
         """
 
-    def watch(
-        self, prefix: str, from_revision: int
-    ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[WatchEvent]]]:
-        """Batches of changes under `prefix` with mod_revision >= `from_revision`, in order, none split within a revision.
+    def watch(self, prefix: str, from_revision: int) -> Watch:
+        """Batches of changes under `prefix` from `from_revision` on, in order, none split within a revision.
 
         Leaving the context ends the watch. The iterator raises CompactedError when `from_revision` is compacted, and
         StoreUnavailableError when the connection breaks: the caller resumes from the last revision it saw plus one.
@@ -133,3 +131,14 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Let go of connections; the store is of no use afterwards."""
+
+
+def check_transaction(conditions: Sequence[Unmoved], writes: Sequence[Write]) -> None:
+    """Raises ValueError when a transaction is past its limits or writes a key twice."""
+    if len(conditions) > TRANSACTION_OPS_MAX or len(writes) > TRANSACTION_OPS_MAX:
+        raise ValueError(f"{len(conditions)} conditions, {len(writes)} writes: past {TRANSACTION_OPS_MAX}")
+    if len({write.key for write in writes}) < len(writes):
+        raise ValueError("a transaction writes a key twice")
+    for write in writes:
+        if isinstance(write, Put) and len(write.value) > VALUE_BYTES_MAX:
+            raise ValueError(f"the value of {write.key} is past {VALUE_BYTES_MAX} bytes")

@@ -1,0 +1,42 @@
+"""The certificates of an embedded fleet, made fresh for each: they are good for one run and end with its folder."""
+
+import datetime
+from pathlib import Path
+
+from fleet.identity import Identity, KeyPair, Role, TlsFiles, create_authority, issue_certificate
+
+EMBEDDED_TENANT = "demo"
+EMBEDDED_HOST = "local"
+
+_IDENTITIES = (
+    Identity(Role.OPERATOR, "operator"),
+    Identity(Role.TENANT, EMBEDDED_TENANT),
+    Identity(Role.TENANT, "other"),
+    Identity(Role.SCHEDULER, "scheduler"),
+    Identity(Role.HOST, EMBEDDED_HOST),
+    Identity(Role.STORE, "etcd"),
+)
+
+
+def create_pki(folder: Path) -> None:
+    """Writes an authority and one certificate for every part of an embedded fleet into `folder`."""
+    now = datetime.datetime.now(datetime.UTC)
+    folder.mkdir(mode=0o700, parents=True)
+    authority = create_authority(now)
+    (folder / "ca.crt").write_bytes(authority.certificate)
+    for identity in _IDENTITIES:
+        add_certificate(folder, authority, identity, now)
+
+
+def add_certificate(folder: Path, authority: KeyPair, identity: Identity, now: datetime.datetime) -> None:
+    """Issues one more certificate."""
+    pair = issue_certificate(authority, identity, now, ("127.0.0.1",))
+    files = tls_files(folder, identity.role, identity.name)
+    files.certificate.write_bytes(pair.certificate)
+    files.key.touch(0o600)
+    files.key.write_bytes(pair.key)
+
+
+def tls_files(folder: Path, role: Role, name: str) -> TlsFiles:
+    """Where the certificate of a role and name is."""
+    return TlsFiles(folder / "ca.crt", folder / f"{role}-{name}.crt", folder / f"{role}-{name}.key")
