@@ -6,6 +6,7 @@ call reads what is on the host first.
 """
 
 import asyncio
+import errno
 import socket
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -119,8 +120,8 @@ class LinuxNetwork:
             neighbours = ruleset.list_neighbours(listing)
             neighbours.pop(sandbox_id, None)
             async with _netlink("tap_failed", tap_name(sandbox_id)) as netlink:
-                links = await _list_links(netlink)
-                tap, bridge = links.get(tap_name(sandbox_id)), links.get(self._settings.bridge)
+                tap = await _find_link(netlink, tap_name(sandbox_id))
+                bridge = await _find_link(netlink, self._settings.bridge)
                 if tap is not None:
                     await netlink.link("del", index=tap.index)
                 if bridge is not None:
@@ -147,10 +148,10 @@ class LinuxNetwork:
         name, address = self._settings.bridge, self._settings.address
         # An address of its own: the kernel would take the lowest of its ports' and change it with them.
         mac = mac_address(address.ip)
-        bridge = (await _list_links(netlink)).get(name)
+        bridge = await _find_link(netlink, name)
         if bridge is None:
             await netlink.link("add", ifname=name, kind="bridge", address=mac, **BRIDGE_OPTIONS)
-            bridge = (await _list_links(netlink))[name]
+            bridge = await _get_link(netlink, name)
         if bridge.kind != "bridge":
             message = f"{name} is a {bridge.kind or 'plain'} device and no bridge"
             raise HostFaultError("bridge_failed", message, "remove it, or configure another name")
@@ -164,11 +165,11 @@ class LinuxNetwork:
         return bridge
 
     async def _ensure_tap(self, netlink: Any, bridge: _Link, port: Port) -> None:
-        tap = (await _list_links(netlink)).get(port.tap)
+        tap = await _find_link(netlink, port.tap)
         if tap is None:
             owner = {"uid": self._settings.tap_uid, "gid": self._settings.tap_gid}
             await netlink.link("add", ifname=port.tap, kind="tuntap", mode="tap", **owner)
-            tap = (await _list_links(netlink))[port.tap]
+            tap = await _get_link(netlink, port.tap)
         _disable_ipv6(port.tap)
         if tap.master != bridge.index:
             await netlink.link("set", index=tap.index, master=bridge.index, mtu=MTU)
@@ -194,6 +195,21 @@ async def _netlink(code: str, subject: str) -> AsyncIterator[Any]:
 async def _list_links(netlink: Any) -> dict[str, _Link]:
     links = [_parse_link(message) async for message in await netlink.link("dump")]
     return {link.name: link for link in links}
+
+
+async def _get_link(netlink: Any, name: str) -> _Link:
+    """One device; far cheaper than a dump on a host with many taps."""
+    (message,) = await netlink.link("get", ifname=name)
+    return _parse_link(message)
+
+
+async def _find_link(netlink: Any, name: str) -> _Link | None:
+    try:
+        return await _get_link(netlink, name)
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise
 
 
 def _parse_link(message: Any) -> _Link:

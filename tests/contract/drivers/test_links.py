@@ -1,0 +1,198 @@
+"""A guest at the other end of GuestLinks is understood by hostd's own sessions: configure, output, artifact, stop, resume."""
+
+import asyncio
+import json
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from fleet.errors import UnavailableError
+from fleet.model.assignment import Assignment
+from fleet.model.host import Accelerator
+from fleet.model.ids import Digest, HostId, SandboxId, Tenant
+from fleet.model.sandbox import Agent, AgentPhase, Goal, Phase, SandboxSpec, Source
+from hostd.drivers.ports import LinkMessage
+from hostd.drivers.simulated import (
+    AgentScript,
+    Behaviour,
+    PlannedFaults,
+    SimulatedHypervisor,
+    SimulatedLinks,
+    follow_command,
+)
+from hostd.orders import Orders
+from hostd.reconcile.progress import begin, render_status
+from hostd.reconcile.session import Sessions
+from hostd.reconcile.state import BootFiles, DomainState, Machine
+
+A = SandboxId("aaaaaaaaaaaa")
+DIGEST = Digest("sha256:" + "0" * 64)
+# Three times what a guest may send ahead of an ack, and no whole number of chunks.
+MUCH = bytes(range(256)) * 12_289
+# Only a test that fails waits as long.
+PATIENCE_S = 10.0
+
+
+def make_order(*commands: tuple[str, ...], goal: Goal = Goal.RUN) -> Assignment:
+    agents = tuple(Agent(f"agent-{index}", "custom", command) for index, command in enumerate(commands))
+    spec = SandboxSpec("box", agents=agents, sources=(Source(DIGEST, 1, "/workspace"),))
+    return Assignment(A, Tenant("acme"), HostId("host-1"), spec, DIGEST, 64, goal, 1, 1, 1)
+
+
+def make_machine() -> Machine:
+    boot = BootFiles(DIGEST, "/k", "/i", "/r", "")
+    return Machine(A, "acme", 1, 256, 64, Accelerator.SIMULATED, boot, "/s", "/l", "/c", "generation-1")
+
+
+class Hostd:
+    """One run of hostd's conversation with its guests, over a machine room that outlives it."""
+
+    def __init__(self, room: SimulatedHypervisor, folder: Path, behave: Behaviour, faults: PlannedFaults) -> None:
+        self.orders = Orders(folder)
+        self.links = SimulatedLinks(room, behave, faults)
+        self._changed = asyncio.Event()
+        self.sessions = Sessions(self.orders, self.links, self._changed.set, lambda: 1_000)
+
+    def accept(self, order: Assignment) -> None:
+        self.orders.put_order(order)
+        if A not in self.orders.progress:
+            self.orders.put_progress(begin(order, "", ""))
+        self.sessions.attach(A, "/nowhere")
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not is_so():
+                await self._changed.wait()
+                self._changed.clear()
+
+    def phase(self) -> Phase:
+        order, progress = self.orders.orders[A], self.orders.progress[A]
+        return render_status(order, progress, accelerator="simulated", is_released=False, now_ms=1).phase
+
+    def output(self, agent: str) -> bytes:
+        return self.orders.output_path(A, agent).read_bytes()
+
+    def has_artifact(self) -> bool:
+        return self.orders.progress[A].artifact is not None
+
+    async def crash(self) -> None:
+        await self.links.close()
+
+
+MakeHostd = Callable[..., Hostd]
+
+
+@pytest.fixture
+async def room() -> SimulatedHypervisor:
+    """A machine room with one running domain."""
+    room = SimulatedHypervisor()
+    await room.ensure_domain(make_machine())
+    return room
+
+
+@pytest.fixture
+async def make_hostd(room: SimulatedHypervisor, tmp_path: Path) -> AsyncIterator[MakeHostd]:
+    """Starts hostd on the same disk and the same machine room, as often as asked."""
+    started: list[Hostd] = []
+
+    def start(behave: Behaviour = follow_command, faults: PlannedFaults | None = None) -> Hostd:
+        started.append(Hostd(room, tmp_path, behave, faults or PlannedFaults()))
+        return started[-1]
+
+    yield start
+    for hostd in started:
+        await hostd.links.close()
+
+
+async def test_a_sandbox_runs_to_its_end(make_hostd: MakeHostd) -> None:
+    """Output, exit code and an artifact that names every source arrive; the sandbox is completed."""
+    hostd = make_hostd()
+    hostd.accept(make_order(("make",)))
+    await hostd.until(hostd.has_artifact)
+    assert (hostd.phase(), hostd.output("agent-0")) == (Phase.COMPLETED, b"done\n")
+    with tarfile.open(hostd.orders.artifact_path(A)) as archive:
+        member = archive.extractfile("changes.json")
+        assert member is not None
+        changes = json.load(member)
+    assert changes == {
+        "version": 1,
+        "sources": [{"guest_path": "/workspace", "digest": DIGEST, "changes": []}],
+    }
+
+
+async def test_an_exit_code_is_told(make_hostd: MakeHostd) -> None:
+    """An agent that exits with 3 fails the sandbox with that code, and its artifact still comes."""
+    hostd = make_hostd()
+    hostd.accept(make_order(("exit", "3"), ("make",)))
+    await hostd.until(hostd.has_artifact)
+    agents = hostd.orders.progress[A].agents
+    assert [(agent.phase, agent.exit_code) for agent in agents] == [(AgentPhase.FAILED, 3), (AgentPhase.COMPLETED, 0)]
+    assert hostd.phase() is Phase.FAILED
+
+
+async def test_a_stop_ends_what_would_run_on(make_hostd: MakeHostd) -> None:
+    """An agent that sleeps runs until the owner stops it, and ends by a signal."""
+    hostd = make_hostd()
+    hostd.accept(make_order(("sleep",)))
+    await hostd.until(lambda: hostd.phase() is Phase.RUNNING)
+    hostd.orders.put_order(make_order(("sleep",), goal=Goal.STOP))
+    await hostd.sessions.press_on(A)
+    await hostd.until(hostd.has_artifact)
+    (agent,) = hostd.orders.progress[A].agents
+    assert (hostd.phase(), agent.signal, agent.exit_code) == (Phase.STOPPED, 15, None)
+
+
+@pytest.mark.parametrize("call", range(1, 16))
+async def test_a_broken_link_loses_nothing(make_hostd: MakeHostd, call: int) -> None:
+    """Wherever the link breaks, the next session resumes by offset: much output arrives whole and once."""
+    hostd = make_hostd(lambda agent: AgentScript(MUCH), PlannedFaults({"link": {call, call + 2}}))
+    hostd.accept(make_order(("make",)))
+    await hostd.until(hostd.has_artifact)
+    assert hostd.output("agent-0") == MUCH
+    assert hostd.phase() is Phase.COMPLETED
+
+
+async def test_a_guest_outlives_hostd(make_hostd: MakeHostd, room: SimulatedHypervisor) -> None:
+    """A restarted hostd finds the same guest, configured and running, and does not start its agents again."""
+    first = make_hostd()
+    first.accept(make_order(("sleep",)))
+    await first.until(lambda: first.phase() is Phase.RUNNING)
+    await first.crash()
+    guest = room.domains[A].guest
+    second = make_hostd()
+    second.accept(make_order(("sleep",), goal=Goal.STOP))
+    await second.until(second.has_artifact)
+    assert room.domains[A].guest is guest
+    assert (second.phase(), second.output("agent-0"), room.starts[A]) == (Phase.STOPPED, b"done\n", 1)
+
+
+async def test_a_dead_domain_has_no_link(room: SimulatedHypervisor, make_hostd: MakeHostd) -> None:
+    """Nothing is sent to a guest that is gone, and poweroff makes it so."""
+    hostd = make_hostd()
+    hostd.accept(make_order(("sleep",)))
+    await hostd.until(lambda: hostd.phase() is Phase.RUNNING)
+    gone = asyncio.Event()
+    room.on_change(gone.set)
+    await hostd.links.send(A, LinkMessage("poweroff"))
+    async with asyncio.timeout(PATIENCE_S):
+        await gone.wait()
+    assert await room.list_domains() == {A: DomainState.DEAD}
+    with pytest.raises(UnavailableError):
+        await hostd.links.send(A, LinkMessage("stop"))
+
+
+async def test_nothing_is_received_after_detach(make_hostd: MakeHostd) -> None:
+    """A detached guest is silent, and cannot be spoken to."""
+    hostd = make_hostd()
+    received: list[LinkMessage] = []
+
+    async def receive(_sandbox_id: SandboxId, message: LinkMessage) -> None:
+        received.append(message)
+
+    hostd.links.attach(A, "/nowhere", receive)
+    await hostd.links.detach(A)
+    with pytest.raises(UnavailableError):
+        await hostd.links.send(A, LinkMessage("stop"))
+    assert received == []
