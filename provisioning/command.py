@@ -10,7 +10,9 @@ from fleet.errors import HostFaultError, UnavailableError
 TAIL_CHARS = 2000
 
 
-def run_command(arguments: list[str], *, timeout_s: float, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+def run_command(
+    arguments: list[str], *, timeout_s: float, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> str:
     """Runs a program to its end and returns what it printed to stdout.
 
     `env` is added to the few variables every program gets. Raises UnavailableError when the program is not installed, HostFaultError
