@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         if error.next_step:
             print(f"  next: {error.next_step}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -64,6 +67,9 @@ def _list(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     manifest = verify_image(image_path(options.images, options.digest), options.digest)
+    if options.json:
+        print(json.dumps({"digest": options.digest, "name": manifest.name, "whole": True}))
+        return
     print(f"{options.digest} is whole: {manifest.name}, {len(manifest.packages)} packages")
 
 

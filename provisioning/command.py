@@ -15,8 +15,8 @@ def run_command(
 ) -> str:
     """Runs a program to its end and returns what it printed to stdout.
 
-    `env` is added to the few variables every program gets. Raises UnavailableError when the program is not installed, HostFaultError
-    `command_failed` for a bad exit code or a timeout.
+    `env` is added to the few variables every program gets. Raises UnavailableError when the program is not installed,
+    HostFaultError `command_failed` for a bad exit code or a timeout.
     """
     try:
         done = subprocess.run(

@@ -7,6 +7,7 @@
 Everything is world-readable: hostd and an unprivileged QEMU read it.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -18,6 +19,8 @@ from pathlib import Path
 from fleet.errors import BedplateError
 from provisioning.manifest import FILE_ROLES, MANIFEST_NAME, Manifest, encode_manifest, image_digest, is_digest
 from provisioning.verify import verify_image, verify_sizes
+
+STAGING_PREFIX = ".staging-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +40,29 @@ def image_path(images_dir: Path, digest: str) -> Path:
 
 
 @contextmanager
+def sole_builder(folder: Path, leftover_prefix: str) -> Iterator[None]:
+    """Holds the folder against other builders, waiting for one that is at work, and removes what a killed one left there.
+
+    The wait is bounded: each step of a build has a time limit, and the kernel drops a dead builder's lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for leftover in folder.glob(f"{leftover_prefix}*"):
+            shutil.rmtree(leftover)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def staging_dir(images_dir: Path) -> Iterator[Path]:
     """A folder beside the images for writing one; it is gone afterwards unless put_image moved it."""
     images_dir.mkdir(parents=True, exist_ok=True)
     images_dir.chmod(0o755)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=images_dir))
+    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=images_dir))
     try:
         yield staging
     finally:

@@ -1,6 +1,5 @@
 """Makes an image's tree: Debian packages by mmdebstrap (cached by recipe), then everything that makes it ours."""
 
-import glob
 import shutil
 from pathlib import Path
 
@@ -72,8 +71,8 @@ def customise_root(root: Path, recipe: Recipe, guestd: bytes) -> None:
         _mask(root / "etc/systemd/system-generators" / generator)
     _keep_modules(root, recipe)
     for pattern in recipe.remove:
-        for found in sorted(glob.glob(str(root / pattern), include_hidden=True)):
-            _remove(Path(found))
+        for found in sorted(root.glob(pattern)):
+            _remove(found)
     for package in recipe.build_only:
         _remove(root / "usr/bin" / package.removesuffix("-static"))
     for path, text in recipe.files:
