@@ -35,6 +35,9 @@ SILENCE_S_MAX = 300.0
 # Beyond the longest grace period of its agents, a stop that still has no artifact is cut short.
 STOP_EXTRA_S = 120.0
 
+# Where sandboxes get their addresses when the operator names no other network: one host's guests never meet another's.
+DEFAULT_SUBNET = IPv4Network("10.77.0.0/16")
+
 # What trying again does not heal.
 HOPELESS = frozenset({"image_corrupt", "image_missing", "image_unsupported", "source_corrupt"})
 GUEST_SILENT = Reason(
@@ -58,20 +61,27 @@ class Reconciler:
     """Makes this host look like its orders."""
 
     def __init__(
-        self, orders: Orders, drivers: Drivers, applier: Applier, sessions: Sessions, now_ms: Callable[[], int]
+        self,
+        orders: Orders,
+        drivers: Drivers,
+        applier: Applier,
+        sessions: Sessions,
+        now_ms: Callable[[], int],
+        *,
+        subnet: IPv4Network = DEFAULT_SUBNET,
     ) -> None:
         self._orders = orders
         self._drivers = drivers
         self._applier = applier
         self._sessions = sessions
         self._now_ms = now_ms
+        self._subnet = subnet
         self._nudged = asyncio.Event()
         self._slots = asyncio.Semaphore(WORKERS_MAX)
         self._busy: set[SandboxId] = set()
         self._trouble: dict[SandboxId, _Trouble] = {}
         self._listeners: list[Callable[[], None]] = []
         self.observed: Observed | None = None
-        self.subnet = IPv4Network("10.77.0.0/16")
 
     def nudge(self) -> None:
         """Look again soon."""
@@ -216,13 +226,13 @@ class Reconciler:
     def _free_address(self) -> IPv4Address:
         taken = {progress.address for progress in self._orders.progress.values()}
         # The first usable address is the bridge's own.
-        hosts = iter(self.subnet.hosts())
+        hosts = iter(self._subnet.hosts())
         next(hosts)
         for address in hosts:
             if str(address) not in taken:
                 return address
         raise HostFaultError(
-            "addresses_exhausted", f"no address is left in {self.subnet}", "give the host a larger subnet"
+            "addresses_exhausted", f"no address is left in {self._subnet}", "give the host a larger subnet"
         )
 
     def _tell(self) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 from typing import Any
 
 import structlog
@@ -22,6 +23,7 @@ from fleet.model.units import MIB
 from hostd.drivers.ports import GuestLinks, LinkMessage
 from hostd.orders import Orders
 from hostd.reconcile.progress import Progress, change_agent, fail, find_agent, have_agents_ended, is_over, reach_stage
+from hostd.reconcile.state import mac_address
 
 LINK_VERSION = 1
 # What one agent may print. Far more than anyone reads, little enough that a thousand sandboxes do not fill a host's disk.
@@ -52,12 +54,19 @@ class Sessions:
     """The conversations with all guests of this host."""
 
     def __init__(
-        self, orders: Orders, links: GuestLinks, changed: Callable[[], None], now_ms: Callable[[], int]
+        self,
+        orders: Orders,
+        links: GuestLinks,
+        changed: Callable[[], None],
+        now_ms: Callable[[], int],
+        *,
+        prefix_length: int = 16,
     ) -> None:
         self._orders = orders
         self._links = links
         self._changed = changed
         self._now_ms = now_ms
+        self._prefix_length = prefix_length
         self._live: dict[SandboxId, _Live] = {}
         self._handlers: dict[str, Callable[[SandboxId, LinkMessage], Awaitable[None]]] = {
             "connected": self._on_connected,
@@ -165,15 +174,17 @@ class Sessions:
         return {
             "sandbox_id": order.sandbox_id,
             "hostname": order.spec.name,
-            "address": self.describe_address(progress),
+            "address": self._describe_address(progress),
             "sources": sources,
             "agents": [_describe_agent(agent) for agent in order.spec.agents],
             "clock_ms": self._now_ms(),
         }
 
-    def describe_address(self, progress: Progress) -> dict[str, Any] | None:
-        """The guest's own address for `configure`; replaced by the composition root, which knows the network."""
-        return {"ip": progress.address} if progress.address else None
+    def _describe_address(self, progress: Progress) -> dict[str, Any] | None:
+        if not progress.address:
+            return None
+        mac = mac_address(IPv4Address(progress.address))
+        return {"ip": progress.address, "prefix": self._prefix_length, "mac": mac}
 
     async def _on_agent(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
         self._take_agent(sandbox_id, message.fields)

@@ -13,10 +13,11 @@ SUFFIX = ".raw"
 
 
 class ScratchDisks:
-    """One folder with one file for each sandbox that has a VM."""
+    """One folder with one file for each sandbox that has a VM; `owner` is the user and group QEMU runs as."""
 
-    def __init__(self, scratch_dir: Path) -> None:
+    def __init__(self, scratch_dir: Path, owner: tuple[int, int]) -> None:
         self._dir = scratch_dir
+        self._owner = owner
         scratch_dir.mkdir(parents=True, exist_ok=True)
         # QEMU runs unprivileged and passes through; names are not secret, contents are the file's own mode.
         scratch_dir.chmod(0o711)
@@ -45,6 +46,7 @@ class ScratchDisks:
         extended = "lazy_itable_init=1,nodiscard,root_owner=0:0"
         arguments = ("-q", "-F", "-m", "0", "-O", features, "-E", extended, str(temporary))
         await run_command("scratch_failed", "mke2fs", "-t", "ext4", *arguments)
+        os.chown(temporary, *self._owner)
         temporary.replace(path)
         return str(path)
 
