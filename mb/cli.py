@@ -1,0 +1,137 @@
+"""The command tree. A verb's module is imported when the verb runs, never before: `mb --help` stays instant.
+
+Also the one place where an error becomes text or JSON on stderr, and an exit code.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from fleet.errors import BedplateError, InvalidSpecError
+from mb.exits import MEANINGS, Exit, exit_for
+
+_VERBS = {
+    "init": ("mb.commands.init", "Write a jcard.toml to start from."),
+    "check": ("mb.commands.check", "Say what a jcard becomes, offline."),
+    "up": ("mb.commands.up", "Start a sandbox and follow it to its end."),
+    "ls": ("mb.commands.ls", "List sandboxes."),
+    "status": ("mb.commands.status", "Show everything about one sandbox."),
+    "logs": ("mb.commands.logs", "Print an agent's output."),
+    "diff": ("mb.commands.diff", "Show what a sandbox changed."),
+    "get": ("mb.commands.get", "Write what a sandbox changed into a folder."),
+    "stop": ("mb.commands.stop", "End a sandbox's VM, keep its results."),
+    "destroy": ("mb.commands.destroy", "Remove every trace of a sandbox."),
+    "host": ("mb.commands.host", "Hosts (operators)."),
+    "pki": ("mb.commands.pki", "Authority and certificates."),
+    "version": ("mb.commands.version", "Print mb's version."),
+}
+
+_EPILOG = "\n".join(
+    [
+        "\b",
+        "examples:",
+        "  mb init && mb check      begin a jcard and see what it becomes",
+        "  mb up                    run it in a VM of its own",
+        "  mb diff NAME             see what its agents changed",
+        "  mb ls --json             for programs",
+        "",
+        "\b",
+        "exit codes:",
+        *(f"  {code.value:<5}{meaning}" for code, meaning in MEANINGS),
+    ]
+)
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by module name and one line of help, and imports only the one that runs."""
+
+    def __init__(self, *arguments: Any, verbs: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self._verbs = verbs
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        """The verbs, in the order of their table."""
+        return list(self._verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The verb's command, imported now."""
+        if cmd_name not in self._verbs:
+            return None
+        command = importlib.import_module(self._verbs[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The table of verbs, without importing one."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self._verbs.items()])
+
+
+class RootGroup(LazyGroup):
+    """The whole command line: runs it and turns every known error into its message and exit code."""
+
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
+        """Runs the command line and exits."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(arguments, **extra)
+        except click.ClickException as error:
+            code = _report_usage(error, "--json" in arguments)
+        except (click.Abort, KeyboardInterrupt):
+            code = Exit.INTERRUPTED
+        except BedplateError as error:
+            report_error(error, "--json" in arguments)
+            code = exit_for(error)
+        sys.exit(code if isinstance(code, int) else Exit.OK)
+
+
+def report_error(error: BedplateError, as_json: bool) -> None:
+    """Prints an error on stderr: message and next step, or one line of JSON."""
+    faults = [
+        {"code": fault.code, "field": fault.field, "message": fault.message, "next_step": fault.next_step}
+        for fault in getattr(error, "faults", ())
+    ]
+    if as_json:
+        field = error.field if isinstance(error, InvalidSpecError) else ""
+        shown = {"code": error.code, "field": field, "message": error.message, "next_step": error.next_step}
+        click.echo(json.dumps({"error": shown | ({"faults": faults} if faults else {})}), err=True)
+        return
+    if not faults:
+        _print_error(error.message, error.next_step)
+    for fault in faults:
+        text = f"{fault['field']}: {fault['message']}" if fault["field"] else fault["message"]
+        _print_error(text, fault["next_step"])
+
+
+def _print_error(message: str, next_step: str) -> None:
+    click.echo(f"error: {message}", err=True)
+    if next_step:
+        click.echo(f"  next: {next_step}", err=True)
+
+
+def _report_usage(error: click.ClickException, as_json: bool) -> Exit:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return Exit.INVALID
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    next_step = f"see {context.command_path} --help" if context else "see mb --help"
+    report_error(BedplateError("usage_invalid", error.format_message(), next_step), as_json)
+    return Exit.INVALID
+
+
+@click.group(cls=RootGroup, verbs=_VERBS, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Client configuration; else $BEDPLATE_CONFIG, else ~/.config/bedplate/mb.toml.",
+)
+@click.pass_context
+def cli(ctx: click.Context, config: Path | None) -> None:
+    """Run autonomous agents, each sandbox in a virtual machine of its own."""
+    ctx.obj = config

@@ -1,0 +1,1 @@
+"""One module per verb; each exports `command`, and is imported only when its verb runs."""

@@ -1,0 +1,41 @@
+"""Options that several verbs share, and how a verb talks to the scheduler. Imports gRPC only when a call is made."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from mb.client import Client
+
+T = TypeVar("T")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; errors too, on stderr.")
+name_argument = click.argument("name")
+
+
+def examples(*lines: str) -> str:
+    """An epilog that shows how a verb is used."""
+    return "\n".join(["\b", "examples:", *(f"  {line}" for line in lines)])
+
+
+def call(ctx: click.Context, action: Callable[["Client"], Awaitable[T]]) -> T:
+    """Runs `action` with a client of the configured scheduler."""
+    import asyncio  # noqa: PLC0415 (these three take most of mb's start; offline verbs do without)
+
+    from mb.client import open_client  # noqa: PLC0415
+    from mb.config import load_client_config  # noqa: PLC0415
+
+    config = load_client_config(ctx.find_root().obj)
+
+    async def run() -> T:
+        async with open_client(config) as client:
+            return await action(client)
+
+    return asyncio.run(run())
+
+
+def print_json(value: Any) -> None:
+    """Prints `value` as JSON."""
+    click.echo(json.dumps(value, indent=2))

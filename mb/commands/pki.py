@@ -1,0 +1,13 @@
+"""`mb pki`: the authority of a fleet and the certificates it signs."""
+
+from mb.cli import LazyGroup
+
+command = LazyGroup(
+    "pki",
+    verbs={
+        "init": ("mb.commands.pki_init", "Make a new authority."),
+        "issue": ("mb.commands.pki_issue", "Issue a certificate."),
+        "show": ("mb.commands.pki_show", "Show what a certificate says."),
+    },
+    help="The certificate authority of a fleet. Offline: these commands only read and write files.",
+)

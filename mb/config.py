@@ -1,0 +1,40 @@
+"""mb's own configuration: which scheduler to ask, and as whom."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fleet.config import load_config
+from fleet.errors import InvalidSpecError, NotFoundError
+from fleet.identity import TlsFiles
+
+CONFIG_VARIABLE = "BEDPLATE_CONFIG"
+DEFAULT_CONFIG = "~/.config/bedplate/mb.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """The file's content; only operators name a `tenant`, a tenant's own is in its certificate."""
+
+    scheduler: str
+    tls: TlsFiles
+    tenant: str = ""
+
+
+def load_client_config(named: Path | None) -> ClientConfig:
+    """The configuration in `named`, else in $BEDPLATE_CONFIG, else in ~/.config/bedplate/mb.toml.
+
+    Paths in it are relative to it. Raises NotFoundError `config_unreadable`, or InvalidSpecError that names the field.
+    """
+    path = (named or Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)).expanduser()
+    if not path.is_file():
+        next_step = f"write it (docs/cli.md shows how), or name one with --config or ${CONFIG_VARIABLE}"
+        raise NotFoundError("config_unreadable", f"there is no configuration {path}", next_step)
+    config = load_config(ClientConfig, path)
+    _, _, port = config.scheduler.rpartition(":")
+    if not (port.isascii() and port.isdigit()):
+        message = f"{config.scheduler!r} is no address ({path})"
+        raise InvalidSpecError("config_invalid", message, "write ip:port", field="scheduler")
+    folder = path.absolute().parent
+    files = (folder / file.expanduser() for file in (config.tls.ca, config.tls.certificate, config.tls.key))
+    return replace(config, tls=TlsFiles(*files))

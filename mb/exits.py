@@ -1,0 +1,33 @@
+"""What mb's exit codes mean. They are stable, and `mb --help` and docs/cli.md list them."""
+
+from enum import IntEnum
+
+from fleet.errors import BedplateError, InvalidSpecError, UnavailableError
+
+
+class Exit(IntEnum):
+    """How mb ended."""
+
+    OK = 0
+    ERROR = 1
+    INVALID = 2
+    ENDED_BADLY = 3
+    UNREACHABLE = 4
+    INTERRUPTED = 130
+
+
+MEANINGS = (
+    (Exit.OK, "done; for `mb up`: every agent completed"),
+    (Exit.ERROR, "refused or failed; the message says why"),
+    (Exit.INVALID, "a wrong command line, jcard, configuration or spec"),
+    (Exit.ENDED_BADLY, "the sandbox ended failed, stopped or removed"),
+    (Exit.UNREACHABLE, "the scheduler or a host cannot be reached now: try later"),
+    (Exit.INTERRUPTED, "interrupted; a sandbox that was started runs on"),
+)
+
+
+def exit_for(error: BedplateError) -> Exit:
+    """The exit code that tells this error's family."""
+    if isinstance(error, InvalidSpecError):
+        return Exit.INVALID
+    return Exit.UNREACHABLE if isinstance(error, UnavailableError) else Exit.ERROR

@@ -1,0 +1,80 @@
+"""Text for people: tables and wrapped lines within WIDTH, ages, colours for terminals, and guests' text made harmless."""
+
+import os
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from fleet.model.units import render_seconds
+
+WIDTH = 80
+COLUMN_GAP = "  "
+# Below this a shortened column says nothing any more.
+COLUMN_CHARS_MIN = 8
+
+_COLOURS = {"red": "31", "green": "32", "cyan": "36", "bold": "1"}
+# Control, format (bidirectional overrides among them), surrogate, unassigned; line and paragraph separators.
+_UNSAFE = frozenset(["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"])
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal whose user has not set NO_COLOR."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def paint(text: str, colour: str) -> str:
+    """`text` in a colour."""
+    return f"\033[{_COLOURS[colour]}m{text}\033[0m"
+
+
+def clean(text: str, keep: str = "") -> str:
+    """`text` with every character that could steer a terminal written out; those in `keep` stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char if char in keep or unicodedata.category(char) not in _UNSAFE else _escape(char) for char in text
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    """`text` cut to `width` characters, with `…` where it was cut."""
+    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
+
+
+def wrap(label: str, text: str, indent: int = 13) -> list[str]:
+    """`label` and `text` as lines of at most WIDTH, the text in a column of its own."""
+    lines = textwrap.wrap(clean(text), WIDTH - indent) or [""]
+    return [(label if index == 0 else "").ljust(indent) + line for index, line in enumerate(lines)]
+
+
+def render_table(headers: Sequence[str], rows: Iterable[Sequence[str]], shrink: int = 0) -> list[str]:
+    """A table within WIDTH: column `shrink` gives way first, then every line is cut."""
+    cells = [list(headers), *([clean(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(headers))]
+    excess = sum(widths) + len(COLUMN_GAP) * (len(widths) - 1) - WIDTH
+    if excess > 0:
+        widths[shrink] = max(widths[shrink] - excess, COLUMN_CHARS_MIN)
+    return [shorten(_join(row, widths), WIDTH) for row in cells]
+
+
+def render_age(from_ms: int, now_ms: int) -> str:
+    """How long ago something was, in one unit: "42 s", "5 m", "3 h", "12 d"."""
+    age_s = max(now_ms - from_ms, 0) // 1000
+    for unit, seconds in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if age_s >= 2 * seconds:
+            return f"{age_s // seconds} {unit}"
+    return f"{age_s} s"
+
+
+def render_span(from_ms: int, to_ms: int) -> str:
+    """The time between two moments."""
+    return render_seconds(max(to_ms - from_ms, 0) / 1000)
+
+
+def _join(row: Sequence[str], widths: Sequence[int]) -> str:
+    return COLUMN_GAP.join(shorten(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii") if char != "\t" else "    "
