@@ -49,7 +49,8 @@ def prepared(path: Path, *, name: str = "", keep_tars: bool = False) -> Iterator
     if name:
         jcard = _rename(jcard, name)
     with ExitStack() as stack:
-        sources, faults = [], []
+        sources: list[PackedSource] = []
+        faults: list[FieldRefusal] = []
         for shared in jcard.shared:
             stream = stack.enter_context(tempfile.TemporaryFile()) if keep_tars else None
             source = _pack(shared, stream, faults)

@@ -1,0 +1,155 @@
+"""A scheduler as mb sees it: one method a call, dataclasses in and out, every error one of fleet.errors.
+
+Sandboxes are named by id or by name within the caller's tenant. Every call has a deadline.
+"""
+
+from __future__ import annotations  # grpc.aio classes are generic in their stubs only
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import grpc
+
+from bedplate.content.v1 import content_pb2, content_pb2_grpc
+from bedplate.host.v1 import service_pb2 as host_pb2
+from bedplate.host.v1 import service_pb2_grpc as host_grpc
+from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
+from fleet.codec import from_message, to_message
+from fleet.identity import SCHEDULER_SERVER_NAME
+from fleet.model.assignment import Sandbox
+from fleet.model.host import Host
+from fleet.model.ids import NO_DIGEST, Digest, SandboxId
+from fleet.model.sandbox import SandboxSpec
+from fleet.model.units import MIB
+from fleet.rpc import CHUNK_BYTES, open_channel, translated
+from mb.config import ClientConfig
+from mb.pack import Packed
+
+# A call reads or writes a handful of keys; a scheduler that needs longer is in trouble.
+CALL_TIMEOUT_S = 15.0
+# A stream is opened anew after this long, so that no half-dead connection is trusted for ever.
+STREAM_TIMEOUT_S = 600.0
+# The slowest link that content is still sent over, and the least a transfer is given.
+BYTES_PER_S_MIN = MIB // 4
+TRANSFER_TIMEOUT_S_MIN = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of content or output: where it belongs, and what is known of the whole."""
+
+    offset: int
+    payload: bytes
+    end: bool = False
+    size_bytes: int = 0
+    digest: Digest = NO_DIGEST
+
+
+class Client:
+    """Calls to one scheduler, for one tenant (empty: that of the certificate)."""
+
+    def __init__(self, channel: grpc.aio.Channel, address: str, tenant: str) -> None:
+        self._peer = f"scheduler {address}"
+        self._tenant = tenant
+        # grpcio's generated stubs are typed for its synchronous twin.
+        self._sandboxes: Any = service_pb2_grpc.SandboxServiceStub(channel)
+        self._output: Any = service_pb2_grpc.OutputServiceStub(channel)
+        self._content: Any = content_pb2_grpc.ContentServiceStub(channel)
+        self._hosts: Any = host_grpc.HostServiceStub(channel)
+
+    async def create_sandbox(self, sandbox_id: SandboxId, spec: SandboxSpec) -> Sandbox:
+        """The sandbox of that id and spec, made if it is not there: safe to repeat."""
+        request = service_pb2.CreateSandboxRequest(sandbox_id=sandbox_id, spec=to_message(spec), tenant=self._tenant)
+        with translated(self._peer):
+            return from_message(Sandbox, await self._sandboxes.CreateSandbox(request, timeout=CALL_TIMEOUT_S))
+
+    async def get_sandbox(self, name: str) -> Sandbox:
+        """One sandbox now; raises NotFoundError."""
+        with translated(self._peer):
+            reply = await self._sandboxes.GetSandbox(self._name(name), timeout=CALL_TIMEOUT_S)
+        return from_message(Sandbox, reply)
+
+    async def list_sandboxes(self) -> list[Sandbox]:
+        """The tenant's sandboxes; every tenant's for an operator who names none."""
+        request = service_pb2.ListSandboxesRequest(tenant=self._tenant)
+        with translated(self._peer):
+            reply = await self._sandboxes.ListSandboxes(request, timeout=CALL_TIMEOUT_S)
+        return [from_message(Sandbox, sandbox) for sandbox in reply.sandboxes]
+
+    async def watch_sandbox(self, name: str) -> AsyncIterator[Sandbox]:
+        """The sandbox now and after every change; ends when it is removed."""
+        with translated(self._peer):
+            async for reply in self._sandboxes.WatchSandbox(self._name(name), timeout=STREAM_TIMEOUT_S):
+                yield from_message(Sandbox, reply)
+
+    async def stop_sandbox(self, name: str) -> Sandbox:
+        """Asks for the end of its VM."""
+        with translated(self._peer):
+            reply = await self._sandboxes.StopSandbox(self._name(name), timeout=CALL_TIMEOUT_S)
+        return from_message(Sandbox, reply)
+
+    async def destroy_sandbox(self, name: str) -> Sandbox:
+        """Asks for its removal."""
+        with translated(self._peer):
+            reply = await self._sandboxes.DestroySandbox(self._name(name), timeout=CALL_TIMEOUT_S)
+        return from_message(Sandbox, reply)
+
+    async def read_output(self, name: str, agent: str, offset: int, *, follow: bool) -> AsyncIterator[Chunk]:
+        """An agent's output from `offset`; the last chunk says whether the end is final."""
+        request = service_pb2.ReadOutputRequest(
+            sandbox=name, tenant=self._tenant, agent=agent, offset=offset, follow=follow
+        )
+        with translated(self._peer):
+            async for reply in self._output.ReadOutput(request, timeout=STREAM_TIMEOUT_S):
+                yield Chunk(reply.offset, reply.payload, reply.end)
+
+    async def has_source(self, digest: Digest) -> bool:
+        """Whether the fleet holds a source of this tenant's already."""
+        request = content_pb2.HasSourceRequest(digest=digest, tenant=self._tenant)
+        with translated(self._peer):
+            return bool((await self._content.HasSource(request, timeout=CALL_TIMEOUT_S)).is_held)
+
+    async def upload_source(self, packed: Packed, stream: BinaryIO) -> None:
+        """Sends a packed source; returns once a host holds it for good."""
+        timeout_s = max(packed.size_bytes / BYTES_PER_S_MIN, TRANSFER_TIMEOUT_S_MIN)
+        with translated(self._peer):
+            await self._content.UploadSource(self._upload(packed, stream), timeout=timeout_s)
+
+    async def fetch_source(self, digest: Digest) -> AsyncIterator[Chunk]:
+        """A source's tar in chunks."""
+        request = content_pb2.FetchSourceRequest(digest=digest, tenant=self._tenant)
+        with translated(self._peer):
+            async for reply in self._content.FetchSource(request, timeout=STREAM_TIMEOUT_S):
+                yield Chunk(reply.offset, reply.payload, size_bytes=reply.size_bytes, digest=Digest(reply.digest))
+
+    async def fetch_artifact(self, name: str) -> AsyncIterator[Chunk]:
+        """A sandbox's artifact in chunks; raises NotFoundError while there is none."""
+        request = content_pb2.FetchArtifactRequest(sandbox=name, tenant=self._tenant)
+        with translated(self._peer):
+            async for reply in self._content.FetchArtifact(request, timeout=STREAM_TIMEOUT_S):
+                yield Chunk(reply.offset, reply.payload, size_bytes=reply.size_bytes, digest=Digest(reply.digest))
+
+    async def list_hosts(self) -> list[Host]:
+        """Every host; for operators."""
+        with translated(self._peer):
+            reply = await self._hosts.ListHosts(host_pb2.ListHostsRequest(), timeout=CALL_TIMEOUT_S)
+        return [from_message(Host, host) for host in reply.hosts]
+
+    def _name(self, name: str) -> Any:
+        return service_pb2.GetSandboxRequest(sandbox=name, tenant=self._tenant)
+
+    async def _upload(self, packed: Packed, stream: BinaryIO) -> AsyncIterator[Any]:
+        header = content_pb2.UploadSourceHeader(digest=packed.digest, size_bytes=packed.size_bytes, tenant=self._tenant)
+        yield content_pb2.UploadSourceRequest(header=header)
+        stream.seek(0)
+        while chunk := stream.read(CHUNK_BYTES):
+            yield content_pb2.UploadSourceRequest(chunk=chunk)
+
+
+@asynccontextmanager
+async def open_client(config: ClientConfig) -> AsyncIterator[Client]:
+    """A client of the configured scheduler; nothing is sent before its first call."""
+    async with open_channel(config.scheduler, config.tls, SCHEDULER_SERVER_NAME) as channel:
+        yield Client(channel, config.scheduler, config.tenant)
