@@ -8,6 +8,7 @@ from fleet.model.ids import HostId, SandboxId, Tenant
 ROOT = "/bedplate/v1/"
 
 RECORDS = ROOT + "record/"
+IDS = ROOT + "id/"
 NAMES = ROOT + "name/"
 TOMBSTONES = ROOT + "tombstone/"
 ASSIGNMENTS = ROOT + "assignment/"
@@ -23,6 +24,12 @@ LEADER = ROOT + "leader/scheduler"
 def record_key(tenant: Tenant, sandbox_id: SandboxId) -> str:
     """The owner's wish. Writer: scheduler."""
     return f"{RECORDS}{tenant}/{sandbox_id}"
+
+
+def id_key(sandbox_id: SandboxId) -> str:
+    """The tenant behind a sandbox id, which makes ids unique over all tenants; every placement puts it again, and so it is the
+    fence of placing that sandbox, as the reservation is the host's. Writer: scheduler."""
+    return f"{IDS}{sandbox_id}"
 
 
 def name_key(tenant: Tenant, name: str) -> str:

@@ -1,0 +1,152 @@
+"""The scheduler's command line and the one place where its parts are put together: `python -m scheduler --config FILE`."""
+
+import argparse
+import asyncio
+import logging
+import platform
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import structlog
+
+from bedplate.content.v1 import content_pb2_grpc
+from bedplate.host.v1 import service_pb2_grpc as host_grpc
+from bedplate.sandbox.v1 import service_pb2_grpc as sandbox_grpc
+from fleet.config import load_config
+from fleet.errors import BedplateError, InvalidSpecError
+from fleet.identity import Role, TlsFiles
+from fleet.rpc import STOP_GRACE_S, start_server
+from fleet.store.election import Election
+from fleet.store.etcd import open_etcd
+from fleet.store.keyspace import LEADER, ROOT
+from fleet.store.mirror import Mirror
+from fleet.store.port import Store
+from fleet.telemetry import configure_logging
+from scheduler.api.channels import HostChannels
+from scheduler.api.content import ContentService
+from scheduler.api.hosts import HostService
+from scheduler.api.output import OutputService
+from scheduler.api.sandboxes import SandboxService
+from scheduler.cycle import Cycle
+from scheduler.state import FleetState
+
+# Another scheduler takes over this long after a leader has died; a leader that lives renews three times within it.
+LEADER_TTL_S = 10.0
+
+SERVICES = {
+    "bedplate.sandbox.v1.SandboxService": frozenset({Role.OPERATOR, Role.TENANT}),
+    "bedplate.sandbox.v1.OutputService": frozenset({Role.OPERATOR, Role.TENANT}),
+    "bedplate.content.v1.ContentService": frozenset({Role.OPERATOR, Role.TENANT}),
+    "bedplate.host.v1.HostService": frozenset({Role.OPERATOR}),
+}
+
+_EPILOG = """example of a configuration:
+  listen = "10.0.0.1:7443"
+  etcd = ["10.0.0.1:2379", "10.0.0.2:2379", "10.0.0.3:2379"]
+  log_level = "info"
+
+  [tls]
+  ca = "/etc/bedplate/ca.crt"
+  certificate = "/etc/bedplate/scheduler.crt"
+  key = "/etc/bedplate/scheduler.key"
+"""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The scheduler's TOML file; `name` tells schedulers apart in logs and in the leader key."""
+
+    listen: str
+    etcd: tuple[str, ...]
+    tls: TlsFiles
+    name: str = field(default_factory=platform.node)
+    log_level: str = "info"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; 0 then, 1 for an error that it has printed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scheduler",
+        description="Places sandboxes on hosts and serves Bedplate's API.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the configuration, TOML")
+    options = parser.parse_args(arguments)
+    try:
+        config = _load(options.config)
+        configure_logging("scheduler", config.log_level)
+        asyncio.run(_main(config))
+    except BedplateError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        if error.next_step:
+            sys.stderr.write(f"  next: {error.next_step}\n")
+        return 1
+    return 0
+
+
+async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
+    """Runs a scheduler on `store` until `stop` is set, then ends its calls within STOP_GRACE_S and resigns.
+
+    A store that is away, at the start too, is waited for: until then calls answer UNAVAILABLE.
+    """
+    mirror = Mirror(store, ROOT)
+    state = FleetState(mirror)
+    channels = HostChannels(config.tls)
+    election = Election(store, LEADER, config.name, LEADER_TTL_S, time.monotonic)
+    cycle = Cycle(store, state, election.fence, _now_ms)
+
+    def register(server: grpc.aio.Server) -> None:
+        sandbox_grpc.add_SandboxServiceServicer_to_server(SandboxService(store, state, _now_ms), server)
+        sandbox_grpc.add_OutputServiceServicer_to_server(OutputService(state, channels), server)
+        content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
+        host_grpc.add_HostServiceServicer_to_server(HostService(state), server)
+
+    server, port = await start_server(config.listen, config.tls, SERVICES, register)
+    log.info("scheduler.started", address=f"{config.listen.rpartition(':')[0]}:{port}", name=config.name)
+    try:
+        async with asyncio.TaskGroup() as parts:
+            running = [parts.create_task(part.run()) for part in (mirror, election, cycle)]
+            await stop.wait()
+            await server.stop(STOP_GRACE_S)
+            for part in running:
+                part.cancel()
+    finally:
+        await server.stop(None)
+        await channels.close()
+    log.info("scheduler.stopped", name=config.name)
+
+
+async def _main(config: Config) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    store = open_etcd(config.etcd, config.tls)
+    try:
+        await serve(config, store, stop)
+    finally:
+        await store.close()
+
+
+def _load(path: Path) -> Config:
+    config = load_config(Config, path)
+    if config.log_level.upper() not in logging.getLevelNamesMapping():
+        message = f"{config.log_level!r} is no level ({path})"
+        raise InvalidSpecError("config_invalid", message, "use debug, info, warning or error", field="log_level")
+    if not config.etcd:
+        raise InvalidSpecError("config_invalid", f"it is empty ({path})", 'name at least one "ip:port"', field="etcd")
+    return config
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""What a creation must meet before it is written, and why one that was not written was not."""
+
+from fleet.codec import encode
+from fleet.errors import BedplateError, ConflictError, InvalidSpecError, UnavailableError
+from fleet.model.admission import refusals
+from fleet.model.ids import SandboxId, Tenant, is_sandbox_id
+from fleet.model.sandbox import SandboxRecord, SandboxSpec
+from fleet.store.port import VALUE_BYTES_MAX
+from scheduler.placement.snapshot import Snapshot
+
+# A record is a spec and little else, and must stay one value of the store.
+SPEC_BYTES_MAX = VALUE_BYTES_MAX - 4096
+# A snapshot holds every record; ten busy tenants at this limit still leave a look at it far below a second.
+RECORDS_MAX = 1000
+# The fields behind the first are named, not explained: a message for people, not a report.
+FIELDS_NAMED_MAX = 8
+
+
+def check_id(sandbox_id: str) -> SandboxId:
+    """The id a client has chosen; raises InvalidSpecError `id_invalid` when it is none."""
+    if not is_sandbox_id(sandbox_id):
+        message = "it is not 12 characters of a-z and 2-7"
+        raise InvalidSpecError("id_invalid", message, "make one at random", field="sandbox_id")
+    return SandboxId(sandbox_id)
+
+
+def check_spec(snapshot: Snapshot, tenant: Tenant, spec: SandboxSpec) -> None:
+    """Raises InvalidSpecError for what no host can do, or whose sources no host holds; UnavailableError past the tenant's limit."""
+    found = refusals(spec)
+    if found:
+        first, others = found[0], [other.field for other in found[1:]]
+        also = f" (also refused: {', '.join(others[:FIELDS_NAMED_MAX])}{', …' * (len(others) > FIELDS_NAMED_MAX)})"
+        raise InvalidSpecError(first.code, first.message + also * bool(others), first.next_step, field=first.field)
+    if len(encode(spec)) > SPEC_BYTES_MAX:
+        message = f"it is larger than {SPEC_BYTES_MAX // 1024} KiB"
+        raise InvalidSpecError("spec_too_large", message, "put long texts in a file of the source", field="spec")
+    for index, source in enumerate(spec.sources):
+        if (tenant, source.digest) not in snapshot.sources:
+            message = f"no host holds {source.digest}"
+            raise InvalidSpecError(
+                "source_missing", message, "upload it first; mb up does", field=f"sources[{index}].digest"
+            )
+    if sum(record.tenant == tenant for record in snapshot.records.values()) >= RECORDS_MAX:
+        message = f"tenant {tenant} has {RECORDS_MAX} sandboxes, as many as it may"
+        raise UnavailableError("sandboxes_exhausted", message, "destroy some with mb destroy, then try again")
+
+
+def explain_conflict(
+    record: SandboxRecord, *, is_destroyed: bool, is_claimed: bool, name_holder: SandboxId | None
+) -> BedplateError:
+    """Why `record` could not be created, by what is in the store; a plain "try again" when nothing stands in the way any more."""
+    if is_destroyed:
+        message = f"sandbox {record.sandbox_id} was destroyed"
+        return ConflictError("id_destroyed", message, "choose another id to run it again")
+    if is_claimed:
+        return id_reused(record.sandbox_id)
+    if name_holder is not None:
+        message = f"the name {record.spec.name} is taken by sandbox {name_holder}"
+        return ConflictError("name_taken", message, "choose another name, or destroy that sandbox with mb destroy")
+    return UnavailableError("create_outrun", "other changes were faster", "try again")
+
+
+def id_reused(sandbox_id: SandboxId) -> ConflictError:
+    """The id stands for something else."""
+    message = f"the id {sandbox_id} is in use for another sandbox"
+    return ConflictError("id_reused", message, "choose another id")

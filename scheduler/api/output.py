@@ -1,0 +1,104 @@
+"""OutputService: finds the host that has the output, and passes it on from any offset.
+
+A follow is many calls to the host, each FOLLOW_ROUND_S at most and each from where the last one ended: it outlives a restart of
+hostd, and every call has a deadline.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
+from fleet.errors import InvalidSpecError, UnavailableError
+from fleet.model.ids import HostId
+from fleet.model.sandbox import Goal, SandboxRecord
+from fleet.rpc import caller_of
+from scheduler.api.access import find_sandbox
+from scheduler.api.channels import HostChannels
+from scheduler.api.relay import IDLE_S, relay
+from scheduler.placement.snapshot import Snapshot
+from scheduler.state import FleetState
+
+FOLLOW_ROUND_S = 300.0
+# A hostd that restarts is back within seconds; a host that is gone for longer is told, with the offset left to the client.
+RECONNECT_S = 1.0
+RECONNECTS_MAX = 30
+
+
+class OutputService(service_pb2_grpc.OutputServiceServicer):
+    """Output of agents, wherever they run."""
+
+    def __init__(self, state: FleetState, channels: HostChannels) -> None:
+        self._state = state
+        self._channels = channels
+
+    async def ReadOutput(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 (the stub's name)
+        """Chunks from `offset` on; with follow, waits for a host if need be and goes on until nothing can follow."""
+        record = find_sandbox(self._state.fresh(), caller_of(context), request.sandbox, request.tenant)
+        wanted = service_pb2.ReadOutputRequest(
+            sandbox=record.sandbox_id,
+            tenant=record.tenant,
+            agent=_agent_name(record, request.agent),
+            offset=request.offset,
+            follow=request.follow,
+        )
+        while True:
+            changed = self._state.changed()
+            host_id, is_final = find_output(self._state.snapshot(), record)
+            if host_id is not None:
+                break
+            if is_final or not request.follow:
+                yield service_pb2.OutputChunk(offset=wanted.offset, end=is_final)
+                return
+            await changed.wait()
+        chunks = self._follow(wanted, host_id, context) if request.follow else self._read(wanted, host_id, context)
+        async for chunk in chunks:
+            yield chunk
+
+    async def _follow(self, wanted: Any, host_id: HostId, context: Any) -> AsyncIterator[Any]:
+        failures = 0
+        while True:
+            try:
+                async for chunk in self._read(wanted, host_id, context):
+                    failures = 0
+                    wanted.offset = chunk.offset + len(chunk.payload)
+                    yield chunk
+                    if chunk.end:
+                        return
+                raise UnavailableError("output_cut", f"host {host_id} ended the output early", "read on by offset")
+            except UnavailableError as error:
+                if error.code == "deadline_exceeded":
+                    continue
+                failures += 1
+                if failures > RECONNECTS_MAX:
+                    raise
+                await asyncio.sleep(RECONNECT_S)
+
+    async def _read(self, wanted: Any, host_id: HostId, context: Any) -> AsyncIterator[Any]:
+        channel = self._channels.channel(self._state.snapshot(), host_id)
+        stub = service_pb2_grpc.OutputServiceStub(channel)
+        idle_s = None if wanted.follow else IDLE_S
+        async for chunk in relay(stub.ReadOutput(wanted, timeout=FOLLOW_ROUND_S), host_id, context, idle_s):
+            yield chunk
+
+
+def find_output(snapshot: Snapshot, record: SandboxRecord) -> tuple[HostId | None, bool]:
+    """The host that has a sandbox's output; without one, whether there will never be any."""
+    current = snapshot.records.get(record.sandbox_id)
+    assignment = snapshot.assignment_of(record)
+    if current is None:
+        return None, True
+    if assignment is None:
+        return None, current.goal is not Goal.RUN
+    # Before its host has published a status, it may not know of the sandbox yet.
+    return (assignment.host_id if snapshot.status_of(assignment) is not None else None), False
+
+
+def _agent_name(record: SandboxRecord, name: str) -> str:
+    names = [agent.name for agent in record.spec.agents]
+    if not name and len(names) == 1:
+        return names[0]
+    if name not in names:
+        message = f"sandbox {record.spec.name} has the agents {', '.join(names)}; {name[:80]!r} is none of them"
+        raise InvalidSpecError("agent_unknown", message, "name one of them", field="agent")
+    return name

@@ -1,0 +1,142 @@
+"""SandboxService: wishes are written to the store, answers are read from the mirror once it has them."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
+from fleet.codec import decode, encode, from_message, to_message
+from fleet.errors import ConflictError, InvalidSpecError, NotFoundError
+from fleet.identity import Role
+from fleet.model.assignment import Sandbox
+from fleet.model.ids import SandboxId
+from fleet.model.sandbox import Goal, SandboxRecord, SandboxSpec
+from fleet.rpc import MESSAGE_BYTES_MAX, caller_of
+from fleet.store.keyspace import id_key, name_key, record_key, tombstone_key
+from fleet.store.port import Put, Store, Unmoved
+from scheduler.api.access import find_sandbox, tenant_of
+from scheduler.api.admission import check_id, check_spec, explain_conflict, id_reused
+from scheduler.api.view import brief, view, view_removed, views_of
+from scheduler.state import FleetState
+
+# A record is changed by its owner only: losing this many races in a row takes several clients that fight over one sandbox.
+ATTEMPTS_MAX = 5
+# Room for the message around a listing's sandboxes.
+LISTING_BYTES_MAX = MESSAGE_BYTES_MAX - 64 * 1024
+
+
+class SandboxService(service_pb2_grpc.SandboxServiceServicer):
+    """Create, get, list, watch, stop and destroy sandboxes."""
+
+    def __init__(self, store: Store, state: FleetState, now_ms: Callable[[], int]) -> None:
+        self._store = store
+        self._state = state
+        self._now_ms = now_ms
+
+    async def CreateSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802 (the stub's names)
+        """Writes the wish if its id is new; the same wish again gives the same sandbox, whatever has become of it."""
+        tenant = tenant_of(caller_of(context), request.tenant)
+        sandbox_id = check_id(request.sandbox_id)
+        spec = from_message(SandboxSpec, request.spec)
+        known = await self._store.get(record_key(tenant, sandbox_id))
+        if known is None:
+            snapshot = self._state.fresh()
+            check_spec(snapshot, tenant, spec)
+            record = SandboxRecord(sandbox_id, tenant, spec, Goal.RUN, 1, self._now_ms())
+            return to_message(await self._create(record))
+        record = decode(SandboxRecord, known.value)
+        if record.spec != spec:
+            raise id_reused(sandbox_id)
+        return to_message(await self._seen(record, known.mod_revision))
+
+    async def GetSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The sandbox as it is now."""
+        snapshot = self._state.fresh()
+        return to_message(view(find_sandbox(snapshot, caller_of(context), request.sandbox, request.tenant), snapshot))
+
+    async def ListSandboxes(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """A tenant's sandboxes, or every tenant's for an operator who names none; without commands, prompts and env."""
+        caller = caller_of(context)
+        is_all = caller.role is Role.OPERATOR and not request.tenant
+        tenant = None if is_all else tenant_of(caller, request.tenant)
+        sandboxes = [to_message(brief(one)) for one in views_of(self._state.fresh(), tenant)]
+        response = service_pb2.ListSandboxesResponse(sandboxes=sandboxes)
+        if response.ByteSize() > LISTING_BYTES_MAX:
+            message = f"{len(sandboxes)} sandboxes are too many for one listing"
+            raise InvalidSpecError("listing_too_large", message, "name one tenant with --tenant", field="tenant")
+        return response
+
+    async def WatchSandbox(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """The sandbox now and after every change; changes that come faster than they are read are seen as one."""
+        snapshot = self._state.fresh()
+        record = find_sandbox(snapshot, caller_of(context), request.sandbox, request.tenant)
+        last = None
+        while True:
+            changed = self._state.changed()
+            snapshot = self._state.snapshot()
+            found = snapshot.records.get(record.sandbox_id)
+            current = view(found or record, snapshot)
+            if found is None:
+                if record.sandbox_id not in snapshot.opaque_sandboxes:
+                    yield to_message(view_removed(last or current))
+                    return
+            elif current != last:
+                yield to_message(current)
+                last = current
+            await changed.wait()
+
+    async def StopSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Ends the VM; what it left stays until the sandbox is destroyed."""
+        return to_message(await self._change_goal(request, context, Goal.STOP))
+
+    async def DestroySandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Begins to remove every trace; the name is free once it is gone."""
+        return to_message(await self._change_goal(request, context, Goal.REMOVE))
+
+    async def _create(self, record: SandboxRecord) -> Sandbox:
+        keys = [
+            record_key(record.tenant, record.sandbox_id),
+            id_key(record.sandbox_id),
+            name_key(record.tenant, record.spec.name),
+        ]
+        values = [encode(record), record.tenant.encode(), record.sandbox_id.encode()]
+        absent = [Unmoved(key, 0) for key in (*keys, tombstone_key(record.sandbox_id))]
+        writes = [Put(key, value) for key, value in zip(keys, values, strict=True)]
+        committed = await self._store.transact(absent, writes)
+        if committed.is_committed:
+            return await self._seen(record, committed.revision)
+        # Read one by one, so each may be of another moment: good enough to explain, and nothing is written on it.
+        known, claim, name, tombstone = [await self._store.get(condition.key) for condition in absent]
+        rival = decode(SandboxRecord, known.value) if known is not None else None
+        if known is not None and rival is not None and rival.spec == record.spec:
+            return await self._seen(rival, known.mod_revision)
+        raise explain_conflict(
+            record,
+            is_destroyed=tombstone is not None and tombstone.value == record.tenant.encode(),
+            is_claimed=claim is not None or tombstone is not None,
+            name_holder=SandboxId(name.value.decode()) if name is not None else None,
+        )
+
+    async def _change_goal(self, request: Any, context: Any, goal: Goal) -> Sandbox:
+        record = find_sandbox(self._state.fresh(), caller_of(context), request.sandbox, request.tenant)
+        key = record_key(record.tenant, record.sandbox_id)
+        for _ in range(ATTEMPTS_MAX):
+            known = await self._store.get(key)
+            if known is None:
+                message = f"sandbox {record.spec.name} is removed already"
+                raise NotFoundError("sandbox_unknown", message, "mb ls shows those there are")
+            current = decode(SandboxRecord, known.value)
+            # REMOVE is final: a stop does not call it back.
+            if current.goal in (goal, Goal.REMOVE):
+                return await self._seen(current, known.mod_revision)
+            wanted = replace(current, goal=goal, generation=current.generation + 1)
+            committed = await self._store.transact([Unmoved(key, known.mod_revision)], [Put(key, encode(wanted))])
+            if committed.is_committed:
+                return await self._seen(wanted, committed.revision)
+        raise ConflictError("record_moved", f"sandbox {record.spec.name} is changed by others too", "try again")
+
+    async def _seen(self, record: SandboxRecord, revision: int) -> Sandbox:
+        """The sandbox once the mirror has what was written, so that whoever wrote also reads it."""
+        snapshot = await self._state.seen(revision)
+        found = snapshot.records.get(record.sandbox_id)
+        return view(found, snapshot) if found is not None else view_removed(view(record, snapshot))

@@ -1,0 +1,102 @@
+"""What the scheduler decides on: everything in the store at one revision, decoded. PURE."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from fleet.model.assignment import Assignment, Refusal
+from fleet.model.host import Capacity, HostRecord, Reservation
+from fleet.model.ids import Digest, HostId, SandboxId, Tenant
+from fleet.model.sandbox import Goal, SandboxRecord, SandboxStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The store at `revision`; `mod_revisions` has every key's, so that a commit can tell whether what it read has moved.
+
+    `opaque_sandboxes` and `opaque_hosts` are those of which a record or an assignment is there but cannot be read, for example
+    because a newer scheduler wrote it: nothing is decided about them.
+    """
+
+    revision: int = 0
+    records: Mapping[SandboxId, SandboxRecord] = field(default_factory=dict)
+    names: Mapping[tuple[Tenant, str], SandboxId] = field(default_factory=dict)
+    assignments: Mapping[SandboxId, Assignment] = field(default_factory=dict)
+    statuses: Mapping[tuple[HostId, SandboxId], SandboxStatus] = field(default_factory=dict)
+    refusals: Mapping[SandboxId, Refusal] = field(default_factory=dict)
+    hosts: Mapping[HostId, HostRecord] = field(default_factory=dict)
+    alive: frozenset[HostId] = frozenset()
+    reservations: Mapping[HostId, Reservation] = field(default_factory=dict)
+    sources: Mapping[tuple[Tenant, Digest], frozenset[HostId]] = field(default_factory=dict)
+    opaque_sandboxes: frozenset[SandboxId] = frozenset()
+    opaque_hosts: frozenset[HostId] = frozenset()
+    mod_revisions: Mapping[str, int] = field(default_factory=dict)
+
+    def status_of(self, assignment: Assignment) -> SandboxStatus | None:
+        """What the assignment's host publishes about its sandbox."""
+        return self.statuses.get((assignment.host_id, assignment.sandbox_id))
+
+    def assignment_of(self, record: SandboxRecord) -> Assignment | None:
+        """The order that carries out `record`'s wish."""
+        found = self.assignments.get(record.sandbox_id)
+        return found if found is not None and found.tenant == record.tenant else None
+
+    def pending(self) -> list[SandboxRecord]:
+        """Sandboxes that shall run and have no host, the oldest first."""
+        found = [record for record in self.records.values() if self._is_pending(record)]
+        return sorted(found, key=lambda record: (record.created_at_ms, record.sandbox_id))
+
+    def _is_pending(self, record: SandboxRecord) -> bool:
+        is_known = record.sandbox_id in self.assignments or record.sandbox_id in self.opaque_sandboxes
+        return record.goal is Goal.RUN and not is_known
+
+
+def share_of(assignment: Assignment) -> Reservation:
+    """What one assignment sets aside on its host."""
+    resources = assignment.spec.resources
+    memory_mib = resources.memory_mib + assignment.overhead_mib
+    return Reservation(assignment.host_id, resources.vcpus, memory_mib, resources.disk_mib, 1)
+
+
+def add(reservation: Reservation, share: Reservation) -> Reservation:
+    """`reservation` with `share` set aside as well."""
+    return Reservation(
+        reservation.host_id,
+        reservation.vcpus + share.vcpus,
+        reservation.memory_mib + share.memory_mib,
+        reservation.disk_mib + share.disk_mib,
+        reservation.sandboxes + share.sandboxes,
+    )
+
+
+def free_of(capacity: Capacity, reservation: Reservation) -> Capacity:
+    """What is left of a host; below zero where its capacity has shrunk under what it carries."""
+    return Capacity(
+        capacity.vcpus - reservation.vcpus,
+        capacity.memory_mib - reservation.memory_mib,
+        capacity.disk_mib - reservation.disk_mib,
+        capacity.sandboxes - reservation.sandboxes,
+    )
+
+
+def reserved(snapshot: Snapshot) -> dict[HostId, Reservation]:
+    """What each host's assignments set aside in truth: the sum over those whose status does not say `released`."""
+    sums: dict[HostId, Reservation] = {}
+    for assignment in snapshot.assignments.values():
+        status = snapshot.status_of(assignment)
+        if status is None or not status.released:
+            known = sums.get(assignment.host_id, Reservation(assignment.host_id))
+            sums[assignment.host_id] = add(known, share_of(assignment))
+    return sums
+
+
+def repairs(snapshot: Snapshot) -> tuple[Reservation, ...]:
+    """The reservations that are not what they must be, as they must be."""
+    return tuple(_repairs(snapshot))
+
+
+def _repairs(snapshot: Snapshot) -> Iterator[Reservation]:
+    sums = reserved(snapshot)
+    for host_id in sorted((set(snapshot.hosts) | set(snapshot.reservations) | set(sums)) - snapshot.opaque_hosts):
+        nothing = Reservation(host_id)
+        if sums.get(host_id, nothing) != snapshot.reservations.get(host_id, nothing):
+            yield sums.get(host_id, nothing)
