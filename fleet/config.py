@@ -18,11 +18,14 @@ CONFIG_BYTES_MAX = 1024 * 1024
 def load_config(kind: type[T], path: Path) -> T:
     """The configuration in `path`; raises NotFoundError, or InvalidSpecError that names the field and what it should be."""
     try:
-        content = path.read_bytes()[:CONFIG_BYTES_MAX]
+        with path.open("rb") as stream:
+            content = stream.read(CONFIG_BYTES_MAX + 1)
     except OSError as error:
         raise NotFoundError(
             "config_unreadable", f"{path}: {error.strerror}", "name a readable file with --config"
         ) from error
+    if len(content) > CONFIG_BYTES_MAX:
+        raise InvalidSpecError("config_syntax", f"{path}: it is past {CONFIG_BYTES_MAX} bytes", "name a configuration")
     return parse_config(kind, content.decode("utf-8", "replace"), str(path))
 
 

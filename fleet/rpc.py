@@ -8,7 +8,7 @@ from __future__ import annotations  # grpc.aio classes are generic in their stub
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import grpc
@@ -31,6 +31,9 @@ ERROR_KEY = "bedplate-error-bin"
 # The largest message of the API: a chunk of 256 KiB, or a listing of some thousand sandboxes.
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
+# An error travels in HTTP/2 headers, of which a peer takes 8 KiB in all; percent-encoding makes up to 9 bytes of a character.
+ERROR_MESSAGE_CHARS_MAX = 500
+ERROR_FIELD_CHARS_MAX = 160
 KEEPALIVE_MS = 20_000
 STOP_GRACE_S = 5.0
 
@@ -240,14 +243,19 @@ async def _abort(context: Any, error: BedplateError | None) -> None:
     assert error is not None
     status = next((status for family, status in _STATUS if isinstance(error, family)), grpc.StatusCode.INTERNAL)
     detail = {"code": error.code, "field": getattr(error, "field", ""), "next_step": error.next_step}
-    await context.abort(status, error.message, ((ERROR_KEY, json.dumps(detail).encode()),))
+    detail = {key: value[:ERROR_FIELD_CHARS_MAX] for key, value in detail.items()}
+    message = error.message.encode("utf-8", "replace").decode()[:ERROR_MESSAGE_CHARS_MAX]
+    await context.abort(
+        status, message, ((ERROR_KEY, json.dumps(detail, ensure_ascii=False).encode("utf-8", "replace")),)
+    )
 
 
 def _error_detail(error: CallFailed) -> dict[str, str] | None:
-    for key, value in error.trailing_metadata():
+    for key, value in error.trailing_metadata() or ():
         if key == ERROR_KEY:
-            detail = json.loads(value)
-            return detail if isinstance(detail, dict) else None
+            with suppress(ValueError, RecursionError):
+                detail = json.loads(value)
+                return detail if isinstance(detail, dict) else None
     return None
 
 

@@ -33,7 +33,11 @@ def configure_logging(program: str, level: str = "info") -> None:
 
 
 def _cut_fields(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value[:FIELD_CHARS_MAX] + "…" if isinstance(value, str) and len(value) > FIELD_CHARS_MAX else value
-        for key, value in event.items()
-    }
+    return {key: _cut(value) for key, value in event.items()}
+
+
+def _cut(value: Any) -> Any:
+    if value is None or isinstance(value, bool | float):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return text[:FIELD_CHARS_MAX] + "…" if len(text) > FIELD_CHARS_MAX else value

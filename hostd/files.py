@@ -1,33 +1,47 @@
 """Durable small files and folders: a write is whole or absent, also when the power fails in the middle."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from fleet.errors import HostFaultError
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Within it, an OSError becomes HostFaultError `disk_failed` naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{path}: {error.strerror}"
+        raise HostFaultError("disk_failed", message, "free space on the host and check its disk") from error
 
 
 def write_durable(path: Path, content: bytes) -> None:
-    """Replaces `path` with `content` in one step and waits until the disk has it."""
+    """Replaces `path` with `content` in one step and waits until the disk has it; raises HostFaultError `disk_failed`."""
     temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb", closefd=False) as stream:
+    with disk_faults(path):
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
             stream.write(content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.replace(path)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
     sync_folder(path.parent)
 
 
 def remove_durable(path: Path) -> None:
-    """Removes `path` if it is there, and waits until the disk knows."""
-    path.unlink(missing_ok=True)
+    """Removes `path` if it is there, and waits until the disk knows; raises HostFaultError `disk_failed`."""
+    with disk_faults(path):
+        path.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
     """Makes the names in a folder durable (fsync(2): a file's own fsync does not cover its name)."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with disk_faults(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -11,13 +11,14 @@ An order is on the disk before anything is done about it, so that a restart with
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from fleet.codec import decode, encode
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId, is_sandbox_id
-from hostd.files import remove_durable, sync_folder, write_durable
+from hostd.files import disk_faults, remove_durable, sync_folder, write_durable
 from hostd.reconcile.progress import Progress
 
 _AGENT_FILE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -67,16 +68,19 @@ class Orders:
     def put_progress(self, progress: Progress) -> None:
         """Remembers a sandbox's progress, durably."""
         folder = self._sandboxes_dir / progress.sandbox_id
-        if not folder.exists():
-            (folder / "output").mkdir(parents=True)
+        if not (folder / "output").exists():
+            with disk_faults(folder):
+                (folder / "output").mkdir(parents=True, exist_ok=True)
             sync_folder(self._sandboxes_dir)
         write_durable(folder / "progress", encode(progress))
         self._progress[progress.sandbox_id] = progress
 
     def remove_folder(self, sandbox_id: SandboxId) -> None:
-        """Deletes a sandbox's progress, output and artifact."""
+        """Deletes a sandbox's progress, output and artifact; raises HostFaultError `disk_failed` when some of it stays."""
         self._progress.pop(sandbox_id, None)
-        shutil.rmtree(self._sandboxes_dir / sandbox_id, ignore_errors=True)
+        folder = self._sandboxes_dir / sandbox_id
+        with disk_faults(folder), suppress(FileNotFoundError):
+            shutil.rmtree(folder)
         sync_folder(self._sandboxes_dir)
 
     def output_path(self, sandbox_id: SandboxId, agent: str) -> Path:

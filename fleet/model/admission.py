@@ -3,6 +3,7 @@
 The rule behind it: every field of a spec is enforced or refused, never ignored. `mb check` shows the same answers offline.
 """
 
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -17,18 +18,25 @@ MEMORY_MIB_MIN, MEMORY_MIB_MAX = 256, 24 * 1024 * 1024
 DISK_MIB_MIN, DISK_MIB_MAX = 64, 64 * 1024 * 1024
 # A sandbox is one unit of work: more agents or sources than these belong into several sandboxes.
 AGENTS_MAX, SOURCES_MAX, LABELS_MAX = 16, 8, 16
+# More variables than any shell exports; a spec of a million empty ones must not cost a million refusals.
+ENV_MAX = 256
 SOURCE_BYTES_MAX = 2 * 1024**3
-# Linux takes 128 KiB in one argument; environment and command of one agent stay below half of etcd's request limit.
-AGENT_BYTES_MAX = 64 * 1024
+# Everything the guest is told travels in one header of the guest link (16 KiB, docs/guest-link.md) as JSON. Its numbers, keys and
+# digests take under 6 KiB for the most agents and sources; this is what stays for names, commands, environments and paths.
+CONFIGURATION_BYTES_MAX = 10 * 1024
 TIMEOUT_S_MAX = 30 * 24 * 3600.0
 GRACE_PERIOD_S_MAX = 600.0
 AGENT_MEMORY_MIB_MIN = 16
 PIDS_MIN, PIDS_MAX = 4, 4_194_304
 PATH_CHARS_MAX = 1024
+# How much of a wrong value a message repeats.
+QUOTED_CHARS_MAX = 80
 
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}:[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
+# NUL ends a string in the kernel; lone surrogates stand for variables and file names that are no UTF-8, and protobuf takes none.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 # Where a source would hide what the guest needs to run at all, or is kernel-made.
 _RESERVED_PATHS = frozenset(
     [
@@ -53,7 +61,10 @@ _RESERVED_PATHS = frozenset(
         "/var",
     ]
 )
-_RESERVED_TREES = ("/boot/", "/dev/", "/etc/", "/nix/", "/proc/", "/run/", "/sys/", "/usr/", "/var/lib/", "/lib/")
+_RESERVED_TREES = (
+    *("/bin/", "/boot/", "/dev/", "/etc/", "/lib/", "/lib64/", "/nix/", "/proc/", "/run/", "/sbin/", "/sys/", "/usr/"),
+    "/var/lib/",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +85,18 @@ def refusals(spec: SandboxSpec) -> tuple[FieldRefusal, ...]:
         *_check_network(spec),
         *_check_sources(spec.sources),
         *_check_agents(spec.agents),
+        *_check_configuration(spec),
         *_check_rest(spec),
     )
 
 
 def _check_names(spec: SandboxSpec) -> Iterator[FieldRefusal]:
     if not is_dns_label(spec.name):
-        yield _wrong("name", f"{spec.name!r} is no DNS label", "use 1 to 63 characters of a-z, 0-9 and -")
+        yield _wrong("name", f"{_quote(spec.name)} is no DNS label", "use 1 to 63 characters of a-z, 0-9 and -")
     if not _IMAGE_NAME.fullmatch(spec.image.name):
-        yield _wrong("image.name", f"{spec.image.name!r} is no image name", "write name:tag, for example base:latest")
+        yield _wrong(
+            "image.name", f"{_quote(spec.image.name)} is no image name", "write name:tag, for example base:latest"
+        )
     if spec.image.digest and not is_digest(spec.image.digest):
         yield _wrong("image.digest", "it is no digest", "write sha256: and 64 hex digits, or leave it out")
 
@@ -116,7 +130,7 @@ def _check_sources(sources: tuple[Source, ...]) -> Iterator[FieldRefusal]:
             yield _wrong(f"{field}.digest", "it is no digest", "upload the source first; its digest names it")
         yield from _check_range(f"{field}.size_bytes", source.size_bytes, 1, SOURCE_BYTES_MAX)
         yield from _check_guest_path(f"{field}.guest_path", source.guest_path)
-    paths = [source.guest_path + "/" for source in sources]
+    paths = [source.guest_path + "/" for source in sources[:SOURCES_MAX]]
     if any(one != other and one.startswith(other) for one in paths for other in paths) or len(set(paths)) < len(paths):
         yield _wrong(
             "sources", "two guest paths are equal or lie within each other", "give each source a tree of its own"
@@ -126,7 +140,7 @@ def _check_sources(sources: tuple[Source, ...]) -> Iterator[FieldRefusal]:
 def _check_guest_path(field: str, path: str) -> Iterator[FieldRefusal]:
     is_clean = path.startswith("/") and not path.startswith("//") and posixpath.normpath(path) == path
     if not is_clean or len(path) > PATH_CHARS_MAX or not path.isprintable():
-        yield _wrong(field, f"{path[:80]!r} is no absolute, normalised path", "write for example /workspace")
+        yield _wrong(field, f"{_quote(path)} is no absolute, normalised path", "write for example /workspace")
     elif path in _RESERVED_PATHS or path.startswith(_RESERVED_TREES):
         yield _wrong(field, f"{path} belongs to the system of the guest", "use another path, for example /workspace")
 
@@ -143,14 +157,18 @@ def _check_agents(agents: tuple[Agent, ...]) -> Iterator[FieldRefusal]:
 
 def _check_agent(field: str, agent: Agent) -> Iterator[FieldRefusal]:
     if not is_dns_label(agent.name):
-        yield _wrong(f"{field}.name", f"{agent.name!r} is no DNS label", "use 1 to 63 characters of a-z, 0-9 and -")
+        yield _wrong(
+            f"{field}.name", f"{_quote(agent.name)} is no DNS label", "use 1 to 63 characters of a-z, 0-9 and -"
+        )
     if agent.harness != "custom":
-        message = f"harness {agent.harness!r} is in no image yet"
+        message = f"harness {_quote(agent.harness)} is in no image yet"
         yield _unbuilt(f"{field}.harness", message, 'use harness = "custom" with a command')
-    if not agent.command or not agent.command[0] or any("\0" in argument for argument in agent.command):
+    elif agent.prompt:
+        yield _wrong(f"{field}.prompt", "a custom agent takes its prompt as an argument", "write it into the command")
+    if not agent.command or not agent.command[0] or not all(map(_is_text, agent.command)):
         yield _wrong(f"{field}.command", "there is no program to run", "write a list or a shell line")
     yield from _check_agent_limits(field, agent)
-    if not agent.workdir.startswith("/") or len(agent.workdir) > PATH_CHARS_MAX or "\0" in agent.workdir:
+    if not agent.workdir.startswith("/") or len(agent.workdir) > PATH_CHARS_MAX or not _is_text(agent.workdir):
         yield _wrong(f"{field}.workdir", "it is no absolute path", "write for example /workspace")
     if agent.restart is not Restart.NO or agent.max_restarts:
         yield _unbuilt(f"{field}.restart", "restarts are not built yet", 'use restart = "no"')
@@ -165,14 +183,23 @@ def _check_agent_limits(field: str, agent: Agent) -> Iterator[FieldRefusal]:
     yield from _check_range(f"{field}.grace_period_s", agent.grace_period_s, 0.0, GRACE_PERIOD_S_MAX)
     yield from _check_range(f"{field}.memory_mib", agent.memory_mib, AGENT_MEMORY_MIB_MIN, MEMORY_MIB_MAX)
     yield from _check_range(f"{field}.pids_max", agent.pids_max, PIDS_MIN, PIDS_MAX)
-    for index, variable in enumerate(agent.env):
-        if not _ENV_NAME.fullmatch(variable.name) or "\0" in variable.value:
-            message = f"{variable.name[:80]!r} is no variable"
+    if len(agent.env) > ENV_MAX:
+        yield _wrong(f"{field}.env", f"{len(agent.env)} variables are more than {ENV_MAX}", "put them in a file")
+    for index, variable in enumerate(agent.env[:ENV_MAX]):
+        if not _ENV_NAME.fullmatch(variable.name) or not _is_text(variable.value):
+            message = f"{_quote(variable.name)} is no variable"
             yield _wrong(f"{field}.env[{index}]", message, "use letters, digits and _ in names, no NUL in values")
-    strings = [*agent.command, agent.prompt, *(text for var in agent.env for text in (var.name, var.value))]
-    if sum(len(text.encode()) for text in strings) > AGENT_BYTES_MAX:
-        message = f"command, prompt and env together are past {AGENT_BYTES_MAX // 1024} KiB"
-        yield _wrong(field, message, "put long texts in a file of the source")
+
+
+def _check_configuration(spec: SandboxSpec) -> Iterator[FieldRefusal]:
+    strings = [source.guest_path for source in spec.sources]
+    for agent in spec.agents:
+        strings += [agent.name, agent.workdir, *agent.command]
+        strings += [text for variable in agent.env for text in (variable.name, variable.value)]
+    # As the link writes them: escaped, in quotes, with a comma and a bracket around each.
+    if sum(len(json.dumps(text)) + 2 for text in strings) > CONFIGURATION_BYTES_MAX:
+        message = f"names, commands, environments and paths together are past {CONFIGURATION_BYTES_MAX // 1024} KiB"
+        yield _wrong("agents", message, "put long texts in a file of the source")
 
 
 def _check_rest(spec: SandboxSpec) -> Iterator[FieldRefusal]:
@@ -180,7 +207,7 @@ def _check_rest(spec: SandboxSpec) -> Iterator[FieldRefusal]:
         yield _wrong("require_labels", f"more than {LABELS_MAX} labels", "require fewer")
     for index, label in enumerate(spec.require_labels[:LABELS_MAX]):
         if not _LABEL.fullmatch(label.name) or (label.value and not _LABEL.fullmatch(label.value)):
-            message = f"{label.name[:80]!r} is no label"
+            message = f"{_quote(label.name)} is no label"
             yield _wrong(f"require_labels[{index}]", message, "use letters, digits and . _ / - inside")
     if spec.secrets:
         yield _unbuilt("secrets", "no host can keep a secret out of reach of the guest yet", "leave them out")
@@ -189,6 +216,14 @@ def _check_rest(spec: SandboxSpec) -> Iterator[FieldRefusal]:
 def _check_range(field: str, value: float, low: float, high: float) -> Iterator[FieldRefusal]:
     if not low <= value <= high:
         yield _wrong(field, f"{value} is not between {low} and {high}", "choose a value in that range")
+
+
+def _is_text(text: str) -> bool:
+    return _NO_TEXT.search(text) is None
+
+
+def _quote(text: str) -> str:
+    return repr(text[:QUOTED_CHARS_MAX])
 
 
 def _wrong(field: str, message: str, next_step: str) -> FieldRefusal:

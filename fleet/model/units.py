@@ -7,9 +7,9 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
-_SIZE = re.compile(r"(\d{1,12})(?:\.(\d{1,3}))?\s*(B|KiB|MiB|GiB|TiB)")
+_SIZE = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))?\s*(B|KiB|MiB|GiB|TiB)")
 _SIZE_FACTORS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ns|us|µs|ms|s|m|h)")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {
     "ns": Fraction(1, 10**9),
     "us": Fraction(1, 10**6),
@@ -53,9 +53,10 @@ def render_bytes(size_bytes: int) -> str:
 
 def render_seconds(duration_s: float) -> str:
     """A duration for people: "0.42 s", "12.3 s", "2 m 05 s", "3 h 07 m"."""
-    if duration_s < 10:
+    # The limits are where rounding reaches the next form.
+    if duration_s < 9.995:
         return f"{duration_s:.2f} s"
-    if duration_s < 60:
+    if duration_s < 59.95:
         return f"{duration_s:.1f} s"
     minutes, seconds = divmod(round(duration_s), 60)
     if minutes < 60:
