@@ -1,0 +1,43 @@
+"""House rules of every test run: `root` means root, and under CI=true a skipped test is a failed one."""
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+# Reasons that may be given for a skip under CI, each with why the test cannot run there. None is needed so far.
+SKIPS_ALLOWED: dict[str, str] = {}
+
+IS_CI = os.environ.get("CI") == "true"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that needs root says so, instead of failing somewhere in the middle."""
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.fail("this test needs root: run `./dev test` as root, or `./dev test fast` without it", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What was skipped was not tested: under CI that fails."""
+    report = yield
+    if IS_CI and report.skipped and not hasattr(report, "wasxfail"):
+        _fail(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself."""
+    report = yield
+    if IS_CI and report.skipped:
+        _fail(report)
+    return report
+
+
+def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    if reason not in SKIPS_ALLOWED:
+        report.outcome = "failed"
+        report.longrepr = f"skipped under CI, where everything must run: {reason}"
