@@ -1,0 +1,121 @@
+"""Which host a sandbox gets, and in which order sandboxes get theirs."""
+
+from dataclasses import replace
+
+from fleet.model.host import Capacity
+from fleet.model.sandbox import Goal, Phase, Resources
+from scheduler.placement.plan import plan
+from scheduler.placement.snapshot import Reservation, repairs, reserved
+from tests.unit.scheduler.build import (
+    BASE,
+    DEMO,
+    NOW_MS,
+    OTHER,
+    ROOMY,
+    SOURCE,
+    assignment,
+    host,
+    record,
+    snapshot,
+    source,
+    spec,
+    status,
+)
+
+ONE_PLACE = Capacity(vcpus=8, memory_mib=8192, disk_mib=8192, sandboxes=1)
+
+
+def test_an_assignment_is_complete() -> None:
+    """The order holds all that the host needs: spec, resolved image, overhead, goal and generation."""
+    wish, carrier = record(), host()
+    (made,) = plan(snapshot(records=[wish], hosts=[carrier]), NOW_MS).assignments
+    assert made == assignment(wish, carrier, image_digest=BASE)
+
+
+def test_the_oldest_goes_first() -> None:
+    """With one place left, the sandbox that was created first has it; the other is refused."""
+    old, young = record(2, created_at_ms=1), record(1, created_at_ms=2)
+    made = plan(snapshot(records=[young, old], hosts=[host(capacity=ONE_PLACE)]), NOW_MS)
+    assert [one.sandbox_id for one in made.assignments] == [old.sandbox_id]
+    assert [one.sandbox_id for one in made.refusals] == [young.sandbox_id]
+
+
+def test_one_that_fits_nowhere_holds_nobody_up() -> None:
+    """A sandbox larger than every host stays pending, and those behind it are placed."""
+    huge = record(0, spec=spec(0, resources=Resources(vcpus=64, memory_mib=512, disk_mib=1024)))
+    made = plan(snapshot(records=[huge, record(1)], hosts=[host()]), NOW_MS)
+    assert [one.sandbox_id for one in made.assignments] == [record(1).sandbox_id]
+    assert [one.sandbox_id for one in made.refusals] == [huge.sandbox_id]
+
+
+def test_a_host_that_holds_the_sources_is_preferred() -> None:
+    """Locality comes before fit: the bytes need not move. Another tenant's copy does not count."""
+    wish = record(spec=spec(sources=(source(),)))
+    near, full = host("near"), host("full", capacity=replace(ROOMY, memory_mib=1024))
+    held = {(DEMO, SOURCE): frozenset([near.host_id]), (OTHER, SOURCE): frozenset([full.host_id])}
+    (made,) = plan(snapshot(records=[wish], hosts=[full, near], sources=held), NOW_MS).assignments
+    assert made.host_id == near.host_id
+
+
+def test_the_best_fit_is_chosen_then_the_first_by_id() -> None:
+    """Small sandboxes fill small gaps, so that room for large ones stays; equals are decided by id."""
+    tight = host("tight", capacity=Capacity(vcpus=1, memory_mib=1024, disk_mib=1024, sandboxes=1))
+    (made,) = plan(snapshot(records=[record()], hosts=[host("wide"), tight]), NOW_MS).assignments
+    assert made.host_id == tight.host_id
+    (made,) = plan(snapshot(records=[record()], hosts=[host("b"), host("a")]), NOW_MS).assignments
+    assert made.host_id == "a"
+
+
+def test_what_is_not_pending_is_left_alone() -> None:
+    """Assigned, stopped and unreadable sandboxes are neither placed nor refused."""
+    placed, stopped, opaque = record(0), record(1, goal=Goal.STOP), record(2)
+    seen = snapshot(
+        records=[placed, stopped, opaque],
+        assignments=[assignment(placed, host())],
+        hosts=[host()],
+        opaque_sandboxes=frozenset([opaque.sandbox_id]),
+    )
+    made = plan(seen, NOW_MS)
+    assert (made.assignments, made.refusals) == ((), ())
+
+
+def test_a_host_with_an_unreadable_order_takes_nothing() -> None:
+    """How much such an order has set aside is unknown, so nothing is added to it, and its reservation is left alone."""
+    carrier = host()
+    seen = snapshot(records=[record()], hosts=[carrier], opaque_hosts=frozenset([carrier.host_id]))
+    (refusal,) = plan(seen, NOW_MS).refusals
+    assert [reason.code for reason in refusal.reasons] == ["readable"]
+    stored = {carrier.host_id: Reservation(carrier.host_id, 1, 1, 1, 1)}
+    assert repairs(replace(seen, reservations=stored)) == ()
+
+
+def test_released_sandboxes_set_nothing_aside() -> None:
+    """Once its host has released a sandbox its room is free, though output and artifact stay."""
+    wish, carrier = record(), host(capacity=ONE_PLACE)
+    order = assignment(wish, carrier)
+    running = snapshot(records=[wish, record(1)], assignments=[order], hosts=[carrier], statuses=[status(order)])
+    assert reserved(running)[carrier.host_id] == Reservation(carrier.host_id, 1, 712, 1024, 1)
+    assert plan(running, NOW_MS).assignments == ()
+    over = status(order, Phase.COMPLETED, released=True)
+    released = replace(running, statuses={(carrier.host_id, wish.sandbox_id): over})
+    assert [one.sandbox_id for one in plan(released, NOW_MS).assignments] == [record(1).sandbox_id]
+
+
+def test_wrong_reservations_are_repaired() -> None:
+    """Missing, too small, too large and left over: each becomes what the assignments say."""
+    missing, wrong, idle = host("missing"), host("wrong"), host("idle")
+    orders = [assignment(record(0), missing), assignment(record(1), wrong)]
+    stored = {
+        wrong.host_id: Reservation(wrong.host_id, 99, 99, 99, 99),
+        idle.host_id: Reservation(idle.host_id, 1, 1, 1, 1),
+    }
+    seen = snapshot(
+        records=[record(0), record(1)], assignments=orders, hosts=[missing, wrong, idle], reservations=stored
+    )
+    expected = (
+        Reservation(idle.host_id),
+        Reservation(missing.host_id, 1, 712, 1024, 1),
+        Reservation(wrong.host_id, 1, 712, 1024, 1),
+    )
+    assert repairs(seen) == expected
+    assert repairs(replace(seen, reservations={one.host_id: one for one in expected})) == ()

@@ -1,0 +1,135 @@
+"""What a client is shown, and whose it may see."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fleet.errors import BedplateError, InvalidSpecError, NotFoundError, NotPermittedError
+from fleet.identity import Identity, Role
+from fleet.model.assignment import Refusal
+from fleet.model.sandbox import Goal, Phase
+from scheduler.api.access import find_sandbox, tenant_of
+from scheduler.api.output import find_output
+from scheduler.api.view import brief, view, view_removed, views_of
+from tests.unit.scheduler.build import BASE, DEMO, NOW_MS, OTHER, assignment, host, record, snapshot, status
+
+WISH = record()
+ORDER = assignment(WISH, host())
+REFUSAL = Refusal(WISH.sandbox_id, 0, (), NOW_MS)
+NOBODY = frozenset[Any]()
+
+OWN = Identity(Role.TENANT, "demo")
+STRANGER = Identity(Role.TENANT, "other")
+OPERATOR = Identity(Role.OPERATOR, "root")
+
+PHASES = [
+    (Phase.PENDING, WISH, {}),
+    (Phase.STOPPED, replace(WISH, goal=Goal.STOP), {}),
+    (Phase.REMOVING, replace(WISH, goal=Goal.REMOVE), {}),
+    (Phase.ASSIGNED, WISH, {"assignments": [ORDER]}),
+    (Phase.LOST, WISH, {"assignments": [ORDER], "alive": NOBODY}),
+    (Phase.STARTING, WISH, {"assignments": [ORDER], "statuses": [status(ORDER, Phase.STARTING)]}),
+    (Phase.RUNNING, WISH, {"assignments": [ORDER], "statuses": [status(ORDER)]}),
+    (Phase.LOST, WISH, {"assignments": [ORDER], "statuses": [status(ORDER)], "alive": NOBODY}),
+    (
+        Phase.COMPLETED,
+        WISH,
+        {"assignments": [ORDER], "statuses": [status(ORDER, Phase.COMPLETED)], "alive": NOBODY},
+    ),
+    (Phase.REMOVING, replace(WISH, goal=Goal.REMOVE), {"assignments": [ORDER], "statuses": [status(ORDER)]}),
+    # An order for another tenant's sandbox of the same id says nothing about this one.
+    (Phase.PENDING, WISH, {"assignments": [replace(ORDER, tenant=OTHER)]}),
+]
+
+
+@pytest.mark.parametrize(("phase", "wish", "parts"), PHASES)
+def test_the_phase_is_joined(phase: Phase, wish: Any, parts: dict[str, Any]) -> None:
+    """The phase follows from wish, order, status and the host's life, in that order of weight."""
+    assert view(wish, snapshot(records=[wish], hosts=[host()], **parts)).phase is phase
+
+
+def test_a_view_has_all_there_is() -> None:
+    """Host, image digest, status and refusal are shown where they mean something."""
+    published = status(ORDER)
+    shown = view(WISH, snapshot(records=[WISH], hosts=[host()], assignments=[ORDER], statuses=[published]))
+    assert (shown.host_id, shown.image_digest, shown.status) == (host().host_id, BASE, published)
+    waiting = snapshot(records=[WISH], refusals={WISH.sandbox_id: REFUSAL})
+    assert view(WISH, waiting).refusal == REFUSAL
+    assert view(replace(WISH, goal=Goal.STOP), waiting).refusal is None
+
+
+def test_the_last_view_is_of_a_removed_sandbox() -> None:
+    """What is gone is shown as it was last, removed."""
+    last = view_removed(view(WISH, snapshot(records=[WISH])))
+    assert (last.phase, last.sandbox_id, last.spec) == (Phase.REMOVED, WISH.sandbox_id, WISH.spec)
+
+
+def test_a_listing_is_brief_and_in_order() -> None:
+    """A listing has the oldest first and leaves out what may be long; a tenant's has only its own."""
+    first, second = record(5, created_at_ms=1), record(1, created_at_ms=2)
+    foreign = record(7, tenant=OTHER)
+    seen = snapshot(records=[second, foreign, first])
+    assert [one.sandbox_id for one in views_of(seen, DEMO)] == [first.sandbox_id, second.sandbox_id]
+    assert len(views_of(seen, None)) == 3
+    (agent,) = brief(views_of(seen, OTHER)[0]).spec.agents
+    assert (agent.name, agent.command, agent.prompt, agent.env) == ("worker", (), "", ())
+
+
+@pytest.mark.parametrize(
+    ("caller", "named", "answer"),
+    [
+        (OWN, "", DEMO),
+        (OWN, "demo", DEMO),
+        (OWN, "other", NotPermittedError),
+        (OPERATOR, "demo", DEMO),
+        (OPERATOR, "", InvalidSpecError),
+        (OPERATOR, "../x", InvalidSpecError),
+    ],
+)
+def test_a_call_acts_for_one_tenant(caller: Identity, named: str, answer: Any) -> None:
+    """A tenant acts for itself only; an operator says for whom."""
+    if isinstance(answer, str):
+        assert tenant_of(caller, named) == answer
+    else:
+        with pytest.raises(answer):
+            tenant_of(caller, named)
+
+
+def test_sandboxes_are_found_by_id_and_by_name() -> None:
+    """Both lead to the same record for its tenant, and for an operator who names the tenant, or the id alone."""
+    seen = snapshot(records=[WISH], names={(DEMO, WISH.spec.name): WISH.sandbox_id})
+    for named in (WISH.sandbox_id, WISH.spec.name):
+        assert find_sandbox(seen, OWN, named, "") == WISH
+        assert find_sandbox(seen, OPERATOR, named, "demo") == WISH
+    assert find_sandbox(seen, OPERATOR, WISH.sandbox_id, "") == WISH
+
+
+def test_a_strangers_sandbox_is_as_unknown_as_none() -> None:
+    """What another tenant has gives the very answer that nothing gives."""
+    seen = snapshot(records=[WISH], names={(DEMO, WISH.spec.name): WISH.sandbox_id})
+    nothing = snapshot()
+    for named in (WISH.sandbox_id, WISH.spec.name):
+        answers = []
+        for one in (seen, nothing):
+            with pytest.raises(NotFoundError) as caught:
+                find_sandbox(one, STRANGER, named, "")
+            answers.append((caught.value.code, caught.value.message, caught.value.next_step))
+        assert answers[0] == answers[1]
+    with pytest.raises(BedplateError):
+        find_sandbox(seen, STRANGER, WISH.sandbox_id, "demo")
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"records": [WISH]}, (None, False)),
+        ({"records": [WISH], "assignments": [ORDER]}, (None, False)),
+        ({"records": [WISH], "assignments": [ORDER], "statuses": [status(ORDER)]}, (host().host_id, False)),
+        ({"records": [replace(WISH, goal=Goal.STOP)]}, (None, True)),
+        ({}, (None, True)),
+    ],
+)
+def test_where_output_is(parts: dict[str, Any], expected: Any) -> None:
+    """Output is on the host that has published a status; one that was stopped before, or is gone, will never have any."""
+    assert find_output(snapshot(**parts), WISH) == expected
