@@ -1,5 +1,26 @@
-"""placeholder"""
+"""guestd's composition root: where everything lies in a guest."""
+
+from __future__ import annotations
+
+from guestd.guest import Guest
+from guestd.link import Outbox
+from guestd.loop import Loop
+from guestd.port import open_port
+from guestd.state import State
+
+# The scratch disk, mounted by provisioning/guest/initramfs-init; only root passes it.
+SCRATCH = "/run/bedplate/scratch"
+# Made by provisioning/guest/init, with memory and pids handed on.
+CGROUPS = "/sys/fs/cgroup/bedplate"
 
 
 def main() -> int:
-    return 0
+    """Serve the host until it powers this guest off."""
+    port = open_port()
+    state, outbox = State(f"{SCRATCH}/guestd"), Outbox()
+    guest = Guest(state, outbox, sources_folder=f"{SCRATCH}/sources", cgroups=CGROUPS)
+    Loop(port, state.open_nudges(), guest, outbox).run()
+
+
+if __name__ == "__main__":
+    main()

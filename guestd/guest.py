@@ -1,0 +1,235 @@
+"""What this guest is and says: it answers the host's messages, and tells what its agents' files tell.
+
+waiting -- configure --> configured (agents run, end) -- collect --> packing --> packed -- poweroff --> gone
+a fault at any point: told as `failed`, again in each session, and nothing more is started
+"""
+
+from __future__ import annotations
+
+from guestd import VERSION
+from guestd.configuration import Configuration, parse_configuration
+from guestd.fault import GuestFault
+from guestd.machine import end_machine, measure_memory_mib, prepare_machine, read_boot_id, set_clock
+from guestd.state import State, load_json, nudge, put_json
+from guestd.streams import Stream
+from guestd.workload import Crew, Record, fork_aside, take_lock
+from guestd.workspace import ensure_sources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from guestd.configuration import Source
+    from guestd.link import Message, Outbox
+
+LINK_VERSION = 1
+
+
+class Guest:
+    """This guest, for as long as guestd runs; a restarted guestd finds all of it again in `state`."""
+
+    def __init__(self, state: State, outbox: Outbox, *, sources_folder: str, cgroups: str) -> None:
+        self._state = state
+        self._outbox = outbox
+        self._sources_folder = sources_folder
+        self._cgroups = cgroups
+        self._fields = state.load_configuration()
+        self._failure = state.load_failure()
+        self._configuration: Configuration | None = None
+        self._crew: Crew | None = None
+        self._outputs: dict[str, Stream] = {}
+        self._records: dict[str, Record] = {}
+        self._artifact: Stream | None = None
+        self._artifact_about: dict[str, Any] = {}
+        self._artifact_offset = 0
+        self._is_collecting = False
+        self._is_greeted = False
+        self._is_resumed = False
+        # Agents of which the host knows, in this session, that their output is cut.
+        self._told_truncated: set[str] = set()
+        self._handlers: dict[str, Callable[[Message], None]] = {
+            "configure": self._on_configure,
+            "resume": self._on_resume,
+            "ack": self._on_ack,
+            "collect": self._on_collect,
+            "stop": self._on_stop,
+            "poweroff": self._on_poweroff,
+        }
+        if self._fields is not None:
+            self._set_up(self._fields)
+
+    def greet(self) -> None:
+        """Begins a session: says `hello`, and what has failed."""
+        self._is_greeted, self._is_resumed = True, False
+        self._told_truncated.clear()
+        self._load_records()
+        agents = {
+            name: {**self._records[name].describe(), "offset": output.size} for name, output in self._outputs.items()
+        }
+        about = {"version": LINK_VERSION, "guestd": VERSION, "boot_id": read_boot_id()}
+        self._outbox.add("hello", {**about, "configured": self._fields is not None, "agents": agents})
+        if self._failure is not None:
+            self._tell_failure(self._failure)
+
+    def hang_up(self) -> None:
+        """Ends the session: nothing is said until the next."""
+        self._is_greeted = self._is_resumed = False
+
+    def take(self, message: Message) -> None:
+        """Does what the host says, and nothing for an unknown type; raises ValueError and its like for a field that is wrong."""
+        handler = self._handlers.get(message.type)
+        if handler is not None:
+            handler(message)
+
+    def look(self) -> None:
+        """Tells the host of every agent that has ended or begun, and finds the artifact once it is packed."""
+        if not self._is_greeted:
+            return
+        for name in self._load_records():
+            fields = {"name": name, **self._records[name].describe(), "offset": self._outputs[name].size}
+            self._outbox.add("agent", fields)
+        if self._is_collecting and self._artifact is None:
+            self._look_for_artifact()
+
+    def fill(self) -> None:
+        """Adds output and artifact to the outbox, as far as it has room and the host keeps up."""
+        has_more = self._is_resumed
+        while has_more and self._outbox.has_room:
+            # One chunk of each in turn: an agent that prints much holds nobody up.
+            chunks = [self._send_output(name, output) for name, output in self._outputs.items()]
+            has_more = any([*chunks, self._send_artifact()])
+
+    def watch_over(self) -> None:
+        """Finds supervisors that were killed; for now and then, and for when a child has ended."""
+        if self._crew is not None:
+            self._crew.ensure_started()
+        if self._is_collecting and self._artifact is None:
+            self._start_packing()
+
+    def beat(self, uptime_s: float) -> None:
+        """Says that this guest is alive, unless the host has not read what was said before."""
+        if self._is_resumed and self._outbox.has_room:
+            self._outbox.add("heartbeat", {"uptime_s": round(uptime_s, 1), "memory_used_mib": measure_memory_mib()})
+
+    def _on_configure(self, message: Message) -> None:
+        if self._fields is not None:
+            return
+        self._fields = dict(message.fields)
+        self._state.put_configuration(self._fields)
+        self._set_up(self._fields, is_new=True)
+
+    def _on_resume(self, message: Message) -> None:
+        for name, offset in message.fields["agents"].items():
+            if name in self._outputs:
+                self._outputs[name].resume(int(offset))
+        self._artifact_offset = int(message.fields["artifact"])
+        if self._artifact is not None:
+            self._artifact.resume(self._artifact_offset)
+        self._is_resumed = True
+
+    def _on_ack(self, message: Message) -> None:
+        stream = self._artifact if message.fields.get("artifact") else self._outputs.get(message.fields["agent"])
+        if stream is not None:
+            stream.acknowledge(int(message.fields["offset"]))
+
+    def _on_collect(self, _message: Message) -> None:
+        # Not before the last agent has ended: what is packed must not change meanwhile.
+        self._load_records()
+        if all(record.has_ended for record in self._records.values()):
+            self._is_collecting = True
+            self._start_packing()
+
+    def _on_stop(self, message: Message) -> None:
+        grace_period_s = message.fields.get("grace_period_s")
+        if self._crew is not None:
+            self._crew.stop(None if grace_period_s is None else float(grace_period_s))
+
+    def _on_poweroff(self, _message: Message) -> None:
+        end_machine()
+
+    def _set_up(self, fields: Mapping[str, Any], *, is_new: bool = False) -> None:
+        """Everything the configuration asks for, done now or found done; nothing more is done after a fault."""
+        if self._failure is not None:
+            return
+        try:
+            self._configuration = configuration = parse_configuration(fields)
+            if is_new:
+                set_clock(configuration.clock_ms)
+            prepare_machine(configuration)
+            ensure_sources(configuration.sources, self._sources_folder)
+        except GuestFault as fault:
+            self._fail(fault)
+            return
+        self._crew = Crew(configuration.agents, self._state, self._cgroups)
+        self._crew.ensure_started()
+        self._outputs = {name: Stream(files.output) for name, files in self._crew.files.items()}
+        self.look()
+
+    def _start_packing(self) -> None:
+        """Pack in a process of its own, unless one packs already or has: this one goes on speaking to the host."""
+        self._look_for_artifact()
+        configuration = self._configuration
+        if self._artifact is not None or self._failure is not None or configuration is None:
+            return
+        lock = take_lock(f"{self._state.artifact_path}.lock")
+        if lock is not None:
+            fork_aside(lambda: _pack(self._state, configuration.sources, self._sources_folder), lock)
+
+    def _look_for_artifact(self) -> None:
+        about = load_json(self._state.artifact_about_path)
+        if about is not None:
+            self._artifact_about = about
+            self._artifact = Stream(self._state.artifact_path)
+            self._artifact.resume(self._artifact_offset)
+        elif self._failure is None and (fault := self._state.load_failure()) is not None:
+            self._fail(fault)
+
+    def _send_output(self, name: str, output: Stream) -> bool:
+        if (chunk := output.take_chunk()) is not None:
+            self._outbox.add("output", {"agent": name, "offset": chunk[0]}, chunk[1])
+        elif output.is_sent and name not in self._told_truncated and self._records[name].is_truncated:
+            self._told_truncated.add(name)
+            self._outbox.add("truncated", {"agent": name, "offset": output.size})
+        return chunk is not None
+
+    def _send_artifact(self) -> bool:
+        if self._artifact is None or not self._is_collecting or (chunk := self._artifact.take_chunk()) is None:
+            return False
+        self._outbox.add("artifact", {**self._artifact_about, "offset": chunk[0]}, chunk[1])
+        return True
+
+    def _fail(self, fault: GuestFault) -> None:
+        self._failure = fault
+        self._state.put_failure(fault)
+        if self._is_greeted:
+            self._tell_failure(fault)
+
+    def _tell_failure(self, fault: GuestFault) -> None:
+        self._outbox.add("failed", {"code": fault.code, "message": fault.message})
+
+    def _load_records(self) -> list[str]:
+        """Reads the records of agents that had not ended; the names of those whose state is another now."""
+        changed = []
+        for name, files in self._crew.files.items() if self._crew is not None else ():
+            known = self._records.get(name)
+            if known is None or not known.has_ended:
+                self._records[name] = found = files.load_record()
+                if known is None or known.state != found.state:
+                    changed.append(name)
+        return changed
+
+
+def _pack(state: State, sources: Sequence[Source], folder: str) -> None:
+    """Leaves the artifact or a failure in `state`, whatever happens."""
+    # Only the process that packs pays for these imports.
+    from guestd.artifact import pack_artifact  # noqa: PLC0415
+
+    try:
+        put_json(state.artifact_about_path, pack_artifact(sources, folder, state.artifact_path))
+    except GuestFault as fault:
+        state.put_failure(fault)
+    except Exception as error:
+        state.put_failure(GuestFault("artifact_failed", f"the changes cannot be packed: {error!r}"))
+    nudges = state.open_nudges()
+    nudge(nudges)

@@ -1,0 +1,107 @@
+"""One agent's files, and what they say. Written by its supervisor, read by guestd.
+
+<folder>/lock       held (flock) while the supervisor lives
+<folder>/record     JSON, always RECORD_BYTES long: how the agent is, or how it ended
+<folder>/output     merged stdout and stderr
+<folder>/control    a FIFO: a line with a grace period in seconds means stop
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+from guestd.fault import clean_text
+
+# Full length from the start, so that an end can be recorded on a disk that the agent has filled.
+RECORD_BYTES = 4096
+
+RUNNING = "running"
+EXITED = "exited"
+TIMED_OUT = "timed-out"
+FAILED = "failed"
+
+
+class Record:
+    """How an agent is (`running`) or how it ended; `is_truncated` says that it wrote more output than is kept."""
+
+    __slots__ = ("exit_code", "is_truncated", "message", "signal", "state")
+
+    def __init__(
+        self,
+        state: str,
+        *,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        message: str = "",
+        is_truncated: bool = False,
+    ) -> None:
+        self.state = state
+        self.exit_code = exit_code
+        self.signal = signal
+        self.message = clean_text(message)
+        self.is_truncated = is_truncated
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of the agent runs any more."""
+        return self.state != RUNNING
+
+    def describe(self) -> dict[str, object]:
+        """The fields of an `agent` frame, without name and offset."""
+        fields: dict[str, object] = {"state": self.state}
+        if self.has_ended:
+            fields.update(exit_code=self.exit_code, signal=self.signal)
+        if self.message:
+            fields["message"] = self.message
+        return fields
+
+
+class AgentFiles:
+    """The paths of one agent."""
+
+    __slots__ = ("control", "folder", "lock", "output", "record")
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.lock = f"{folder}/lock"
+        self.record = f"{folder}/record"
+        self.output = f"{folder}/output"
+        self.control = f"{folder}/control"
+
+    def prepare(self) -> None:
+        """The folder with everything that guestd and the supervisor both open. Safe to repeat."""
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(self.control, 0o600)
+        os.close(os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def claim(self) -> bool:
+        """Make the record `running`; False when there is one, so this agent has been started before."""
+        try:
+            os.close(os.open(self.record, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            return False
+        self.put_record(Record(RUNNING))
+        return True
+
+    def has_record(self) -> bool:
+        """Whether the agent has ever been started."""
+        return os.path.exists(self.record)
+
+    def put_record(self, record: Record) -> None:
+        """Overwrite the record in place, by one write."""
+        fields = {name: getattr(record, name) for name in Record.__slots__}
+        descriptor = os.open(self.record, os.O_WRONLY | os.O_CLOEXEC)
+        os.pwrite(descriptor, json.dumps(fields).encode().ljust(RECORD_BYTES), 0)
+        os.close(descriptor)
+
+    def load_record(self) -> Record:
+        """The record; `running` when there is none yet or it is being written."""
+        try:
+            with open(self.record, "rb") as stream:
+                fields = json.loads(stream.read(RECORD_BYTES))
+        except (FileNotFoundError, ValueError):
+            return Record(RUNNING)
+        return Record(fields.pop("state"), **fields)

@@ -1,0 +1,157 @@
+"""The process beside each agent: starts it, keeps its output, ends it in time, and records its end last of all."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import time
+
+from guestd.state import nudge
+from guestd.workload.cgroup import Cgroup, is_populated
+from guestd.workload.ending import Ending
+from guestd.workload.files import EXITED, FAILED, RUNNING, TIMED_OUT, AgentFiles, Record
+from guestd.workload.launch import launch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from guestd.configuration import Agent
+
+READ_BYTES = 64 * 1024
+# What a pipe can hold at most: that much may have been written before the last process ended.
+PIPE_BYTES_MAX = 1024 * 1024
+CONTROL_BYTES = 64
+# A killed process leaves its cgroup in milliseconds; one that hangs in the kernel longer than this never will.
+KILL_WAIT_S = 30.0
+
+
+def supervise(agent: Agent, files: AgentFiles, cgroup: Cgroup, nudge_path: str) -> None:
+    """Run the agent to its end, unless it was started before. Call it in a process of its own that holds the lock."""
+    if not files.claim():
+        return
+    nudges = os.open(nudge_path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        record = _Supervision(agent, files, cgroup, nudges).run()
+    except OSError as error:
+        cgroup.kill()
+        record = Record(FAILED, message=f"it cannot be run in this guest: {error}")
+    files.put_record(record)
+    nudge(nudges)
+
+
+class _Supervision:
+    def __init__(self, agent: Agent, files: AgentFiles, cgroup: Cgroup, nudges: int) -> None:
+        self._agent = agent
+        self._files = files
+        self._cgroup = cgroup
+        self._nudges = nudges
+        self._pipe, self._pipe_end = os.pipe()
+        self._output = os.open(files.output, os.O_WRONLY | os.O_CLOEXEC)
+        self._control = os.open(files.control, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._kept_bytes = 0
+        self._cut = ""
+        self._is_truncated = False
+
+    def run(self) -> Record:
+        """The end of the agent, when nothing of it runs any more and all of its output is in the file."""
+        self._cgroup.create(self._agent)
+        pid, failure = launch(self._agent, self._cgroup, self._pipe_end)
+        os.close(self._pipe_end)
+        os.set_blocking(self._pipe, False)
+        ending = Ending(time.monotonic(), self._agent.timeout_s, self._agent.grace_period_s)
+        status = self._watch(pid, ending)
+        has_left = self._finish(ending)
+        # Not until the pipe ends: another agent may have been handed the other end.
+        for _ in range(PIPE_BYTES_MAX // READ_BYTES):
+            if not self._keep_output():
+                break
+        record = failure or self._judge(status, ending, has_left=has_left)
+        self._cgroup.remove()
+        return record
+
+    def _watch(self, pid: int, ending: Ending) -> int:
+        """Until the main process has ended; its wait status."""
+        process = os.pidfd_open(pid)
+        for descriptor in (process, self._pipe, self._control):
+            self._poll.register(descriptor, select.POLLIN)
+        while process not in self._turn(ending):
+            pass
+        self._poll.unregister(process)
+        os.close(process)
+        ending.main_ended(time.monotonic())
+        return os.waitpid(pid, 0)[1]
+
+    def _finish(self, ending: Ending) -> bool:
+        """Until no process of the agent is left; False when one hangs in the kernel."""
+        events = self._cgroup.open_events()
+        self._poll.register(events, select.POLLPRI)
+        give_up_at_s = math.inf
+        while is_populated(events) and time.monotonic() < give_up_at_s:
+            self._turn(ending, give_up_at_s)
+            if math.isinf(give_up_at_s) and math.isinf(ending.next_at_s):
+                give_up_at_s = time.monotonic() + KILL_WAIT_S
+        has_left = not is_populated(events)
+        os.close(events)
+        return has_left
+
+    def _turn(self, ending: Ending, until_s: float = math.inf) -> set[int]:
+        """Do what is due, wait for what happens next, take it; which descriptors were ready."""
+        now_s = time.monotonic()
+        if ending.must_ask(now_s):
+            self._cgroup.signal(signal.SIGTERM)
+        if ending.must_force(now_s):
+            self._cgroup.kill()
+        wait_s = min(ending.next_at_s, until_s) - time.monotonic()
+        ready = {
+            found for found, _ in self._poll.poll(None if math.isinf(wait_s) else max(0, math.ceil(wait_s * 1000)))
+        }
+        if self._control in ready:
+            self._take_control(ending)
+        if self._pipe in ready and self._keep_output() == 0:
+            self._poll.unregister(self._pipe)
+        return ready
+
+    def _take_control(self, ending: Ending) -> None:
+        for line in os.read(self._control, CONTROL_BYTES).split(b"\n")[:-1]:
+            ending.stop(time.monotonic(), float(line) if line else None)
+
+    def _keep_output(self) -> int | None:
+        """Moves one read from the pipe to the file; how many bytes came: 0 at the end, None for none now."""
+        try:
+            content = os.read(self._pipe, READ_BYTES)
+        except BlockingIOError:
+            return None
+        if content and not self._is_truncated:
+            self._store(content)
+        return len(content)
+
+    def _store(self, content: bytes) -> None:
+        kept = content[: self._agent.output_max_bytes - self._kept_bytes]
+        stored = 0
+        try:
+            while stored < len(kept):
+                stored += os.write(self._output, kept[stored:])
+        except OSError as error:
+            self._cut = f"its output was cut: {error.strerror}"
+        self._kept_bytes += stored
+        if stored < len(content):
+            self._is_truncated = True
+            self._files.put_record(Record(RUNNING, is_truncated=True))
+        nudge(self._nudges)
+
+    def _judge(self, status: int, ending: Ending, *, has_left: bool) -> Record:
+        code = os.waitstatus_to_exitcode(status)
+        notes = [self._cut] if self._cut else []
+        if self._cgroup.count_oom_kills():
+            notes.append(f"it was killed for using more than its {self._agent.memory_mib} MiB of memory")
+        if not has_left:
+            notes.append("a process that it left behind hangs in the kernel")
+        return Record(
+            TIMED_OUT if ending.is_timed_out else EXITED,
+            exit_code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            message="; ".join(notes),
+            is_truncated=self._is_truncated,
+        )
