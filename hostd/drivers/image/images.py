@@ -5,9 +5,12 @@ digest of the manifest names the image, the manifest holds the digests of the fi
 """
 
 import asyncio
+import errno
 import hashlib
 import json
 import re
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,9 @@ MANIFEST_BYTES_MAX = 1024 * 1024
 LINK_VERSION = 1
 # A tag file holds one digest; more tags than this are a mistake in the folder, not a host's stock of images.
 TAGS_MAX = 1000
+TAG_BYTES_MAX = 100
 
+_ROLES = ("kernel", "initramfs", "root")
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CORRUPT_STEP = (
     "put the image on this host again (provisioning build, or copy its folder), then submit the sandbox again"
@@ -29,6 +34,14 @@ _CORRUPT_STEP = (
 # What tells one version of a file from another without reading it: inode, size, and both times in ns. A flipped byte on the disk
 # below the filesystem escapes it, a write through the filesystem does not; so a full read is also done at hostd's start.
 _Stamp = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What booting needs of a manifest: the command line, and name and digest of the file of each role."""
+
+    cmdline: str
+    files: dict[str, tuple[str, str]]
 
 
 class ImageStore:
@@ -56,24 +69,24 @@ class ImageStore:
             return await asyncio.to_thread(self._verify, digest)
 
     def _verify(self, digest: Digest) -> BootFiles:
+        if not is_digest(digest):
+            raise HostFaultError("image_missing", f"{digest[:80]!r} is no digest of an image", _CORRUPT_STEP)
         folder = self._images_dir / f"sha256-{digest_hex(digest)}"
         manifest = _load_manifest(folder, digest)
-        paths = {role: self._verify_file(folder, manifest["files"][role]) for role in ("kernel", "initramfs", "root")}
-        return BootFiles(digest, str(paths["kernel"]), str(paths["initramfs"]), str(paths["root"]), manifest["cmdline"])
+        paths = {role: str(self._verify_file(folder, *manifest.files[role])) for role in _ROLES}
+        return BootFiles(digest, paths["kernel"], paths["initramfs"], paths["root"], manifest.cmdline)
 
-    def _verify_file(self, folder: Path, entry: Any) -> Path:
-        if not _FILE_NAME.fullmatch(str(entry["path"])):
-            raise _corrupt(folder, "its manifest names a file outside of the image")
-        path = folder / str(entry["path"])
+    def _verify_file(self, folder: Path, name: str, expected: str) -> Path:
+        path = folder / name
         try:
             stamp = _stamp(path)
             known = self._verified.get(path)
             actual = known[1] if known and known[0] == stamp else _digest_file(path)
         except OSError as error:
             raise _corrupt(path, error.strerror or "it cannot be read") from error
-        if actual != entry["digest"]:
+        if actual != expected:
             self._verified.pop(path, None)
-            raise _corrupt(path, f"its digest is {actual}, the manifest says {entry['digest']}")
+            raise _corrupt(path, f"its digest is {actual}, the manifest says {expected}")
         self._verified[path] = (stamp, actual)
         return path
 
@@ -83,23 +96,43 @@ def _read_tags(images_dir: Path) -> dict[str, Digest]:
         paths = sorted((images_dir / "tags").iterdir())[:TAGS_MAX]
     except FileNotFoundError:
         return {}
-    texts = {path.name: path.read_text().strip() for path in paths if not path.name.startswith(".")}
+    texts = {path.name: _read_tag(path) for path in paths if not path.name.startswith(".")}
     return {name: Digest(text) for name, text in texts.items() if is_digest(text)}
 
 
-def _load_manifest(folder: Path, digest: Digest) -> dict[str, Any]:
+def _read_tag(path: Path) -> str:
     try:
-        with (folder / "manifest.json").open("rb") as stream:
+        with path.open("rb") as stream:
+            return stream.read(TAG_BYTES_MAX).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+
+
+def _load_manifest(folder: Path, digest: Digest) -> _Manifest:
+    path = folder / "manifest.json"
+    try:
+        with path.open("rb") as stream:
             content = stream.read(MANIFEST_BYTES_MAX)
     except FileNotFoundError as error:
         raise HostFaultError("image_missing", f"image {digest} is not on this host", _CORRUPT_STEP) from error
+    except OSError as error:
+        raise _corrupt(path, error.strerror or "it cannot be read") from error
     if "sha256:" + hashlib.sha256(content).hexdigest() != digest:
-        raise _corrupt(folder / "manifest.json", f"it does not have the digest {digest}")
-    manifest: dict[str, Any] = json.loads(content)
-    if manifest["link_version"] != LINK_VERSION:
-        message = f"image {digest} speaks guest link {manifest['link_version']}, this host {LINK_VERSION}"
+        raise _corrupt(path, f"it does not have the digest {digest}")
+    try:
+        return _parse_manifest(json.loads(content), digest)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _corrupt(path, f"it is no manifest of this release: {str(error)[:80]}") from error
+
+
+def _parse_manifest(table: Any, digest: Digest) -> _Manifest:
+    if table["link_version"] != LINK_VERSION:
+        message = f"image {digest} speaks guest link {str(table['link_version'])[:20]}, this host {LINK_VERSION}"
         raise HostFaultError("image_unsupported", message, "use an image of this host's release")
-    return manifest
+    files = {role: (str(table["files"][role]["path"]), str(table["files"][role]["digest"])) for role in _ROLES}
+    if not all(_FILE_NAME.fullmatch(name) for name, _ in files.values()):
+        raise ValueError("it names a file outside of the image")
+    return _Manifest(str(table["cmdline"]), files)
 
 
 def _digest_file(path: Path) -> str:
@@ -109,6 +142,8 @@ def _digest_file(path: Path) -> str:
 
 def _stamp(path: Path) -> _Stamp:
     status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

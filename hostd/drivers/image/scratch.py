@@ -10,6 +10,8 @@ from fleet.model.units import MIB
 from hostd.drivers.image.command import run_command
 
 SUFFIX = ".raw"
+# A disk under way: nobody lists it, so whoever fails to finish it, or finds it at the start, removes it.
+UNFINISHED = ".new"
 
 
 class ScratchDisks:
@@ -21,6 +23,8 @@ class ScratchDisks:
         scratch_dir.mkdir(parents=True, exist_ok=True)
         # QEMU runs unprivileged and passes through; names are not secret, contents are the file's own mode.
         scratch_dir.chmod(0o711)
+        for leftover in scratch_dir.glob("*" + UNFINISHED):
+            leftover.unlink()
 
     async def list_scratch(self) -> frozenset[SandboxId]:
         """Sandboxes that have a scratch disk."""
@@ -32,29 +36,30 @@ class ScratchDisks:
         path = self._path(sandbox_id)
         if path.exists():
             return str(path)
-        temporary = path.with_suffix(".new")
+        temporary = path.with_suffix(UNFINISHED)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.ftruncate(descriptor, size_mib * MIB)
-            os.close(descriptor)
+            await self._make(temporary, size_mib)
+            temporary.replace(path)
         except OSError as error:
-            raise HostFaultError(
-                "scratch_failed", f"{temporary}: {error.strerror}", "free space on the host"
-            ) from error
+            message = f"{temporary}: {error.strerror}"
+            raise HostFaultError("scratch_failed", message, "free space on the host") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return str(path)
+
+    async def remove_scratch(self, sandbox_id: SandboxId) -> None:
+        """Delete the scratch disk."""
+        await asyncio.to_thread(self._path(sandbox_id).unlink, missing_ok=True)
+
+    async def _make(self, temporary: Path, size_mib: int) -> None:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+            stream.truncate(size_mib * MIB)
         # No journal: a scratch disk never outlives its VM. Nothing is reserved for root, and tables are written when first used.
         features = "^has_journal,^resize_inode,^metadata_csum"
         extended = "lazy_itable_init=1,nodiscard,root_owner=0:0"
         arguments = ("-q", "-F", "-m", "0", "-O", features, "-E", extended, str(temporary))
         await run_command("scratch_failed", "mke2fs", "-t", "ext4", *arguments)
         os.chown(temporary, *self._owner)
-        temporary.replace(path)
-        return str(path)
-
-    async def remove_scratch(self, sandbox_id: SandboxId) -> None:
-        """Delete the scratch disk, and the remains of one whose making was cut short."""
-        path = self._path(sandbox_id)
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-        path.with_suffix(".new").unlink(missing_ok=True)
 
     def _path(self, sandbox_id: SandboxId) -> Path:
         return self._dir / (sandbox_id + SUFFIX)

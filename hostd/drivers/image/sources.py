@@ -6,7 +6,7 @@ Each tenant has a store of its own: nobody learns from an upload what another te
 """
 
 import asyncio
-import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -20,7 +20,7 @@ from fleet.model.ids import Digest, Tenant, digest_hex, is_digest, is_dns_label
 from fleet.model.units import MIB
 from hostd.drivers.image.command import run_command
 from hostd.drivers.image.untar import unpack_source
-from hostd.files import sync_folder
+from hostd.files import disk_faults, sync_folder
 
 # In the guest everything belongs to the user `agent` (uid and gid 1001, provisioning/recipes/base.toml).
 AGENT_ID = "1001"
@@ -44,8 +44,10 @@ class SourceStore:
 
     def list_sources(self) -> list[tuple[Tenant, Digest]]:
         """Every source held, with its tenant."""
-        folders = sorted(self._dir.glob("*/*/disk.digest"))
-        return [(Tenant(path.parts[-3]), Digest("sha256:" + path.parts[-2])) for path in folders]
+        found = sorted(path.parts[-3:-1] for path in self._dir.glob("*/*/disk.digest"))
+        # An upload under way is a folder here, too, and the names in it are the sender's.
+        held = [(tenant, f"sha256:{name}") for tenant, name in found if is_dns_label(tenant)]
+        return [(Tenant(tenant), Digest(digest)) for tenant, digest in held if is_digest(digest)]
 
     def has(self, tenant: Tenant, digest: Digest) -> bool:
         """Whether the source is held."""
@@ -70,31 +72,55 @@ class SourceStore:
             incoming = Path(name)
             await _receive(incoming / "source.tar", digest, size_bytes, chunks)
             await _build_disk(incoming)
-            self._publish(incoming, self._folder(tenant, digest))
+            await asyncio.to_thread(_publish, incoming, self._folder(tenant, digest))
 
     async def ensure_disk(self, tenant: Tenant, digest: Digest) -> str:
         """The path of the source's disk, read and compared with its digest now; raises HostFaultError `source_corrupt`."""
         folder = self._folder(tenant, digest)
         if not self.has(tenant, digest):
             raise NotFoundError("source_unknown", f"source {digest} is not on this host", _RESEND)
-        expected = (folder / "disk.digest").read_text()
-        actual = await asyncio.to_thread(_digest_file, folder / "disk.erofs")
+        disk = folder / "disk.erofs"
+        try:
+            expected = (folder / "disk.digest").read_text("ascii", "replace")
+            actual = await asyncio.to_thread(_digest_file, disk)
+        except OSError as error:
+            raise _corrupt(disk, error.strerror or "it cannot be read") from error
         if actual != expected:
-            message = f"{folder / 'disk.erofs'}: its digest is {actual}, it was made with {expected}"
-            raise HostFaultError("source_corrupt", message, f"remove {folder} on the host and submit it again")
-        return str(folder / "disk.erofs")
-
-    def _publish(self, incoming: Path, folder: Path) -> None:
-        folder.parent.mkdir(mode=0o711, exist_ok=True)
-        incoming.chmod(0o711)
-        with contextlib.suppress(FileExistsError):
-            incoming.rename(folder)
-        sync_folder(folder.parent)
+            raise _corrupt(disk, f"its digest is {actual}, it was made with {expected[:80]}")
+        return str(disk)
 
     def _folder(self, tenant: Tenant, digest: Digest) -> Path:
         assert is_dns_label(tenant)
         assert is_digest(digest)
         return self._dir / tenant / digest_hex(digest)
+
+
+def _publish(incoming: Path, folder: Path) -> None:
+    with disk_faults(folder):
+        folder.parent.mkdir(exist_ok=True)
+        folder.parent.chmod(0o711)
+        incoming.chmod(0o711)
+        for name in ("source.tar", "disk.erofs", "disk.digest"):
+            _sync(incoming / name)
+        sync_folder(incoming)
+        if not _rename_into(incoming, folder):
+            # Somebody else's upload of the same source was faster, or a removal was cut short and left a part of it.
+            if (folder / "disk.digest").is_file():
+                return
+            shutil.rmtree(folder)
+            _rename_into(incoming, folder)
+        sync_folder(folder.parent)
+
+
+def _rename_into(incoming: Path, folder: Path) -> bool:
+    try:
+        incoming.rename(folder)
+    except OSError as error:
+        # rename(2) names either for a folder that is not empty.
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
 
 
 async def _receive(path: Path, digest: Digest, size_bytes: int, chunks: AsyncIterator[bytes]) -> None:
@@ -105,9 +131,8 @@ async def _receive(path: Path, digest: Digest, size_bytes: int, chunks: AsyncIte
             if received > size_bytes:
                 break
             hasher.update(chunk)
-            stream.write(chunk)
-        stream.flush()
-        os.fsync(stream.fileno())
+            with disk_faults(path):
+                stream.write(chunk)
     if received != size_bytes or "sha256:" + hasher.hexdigest() != digest:
         message = f"what arrived is not {size_bytes} bytes of digest {digest}"
         raise InvalidSpecError("digest_mismatch", message, _RESEND, field="digest")
@@ -126,7 +151,16 @@ async def _build_disk(incoming: Path) -> None:
     disk.chmod(0o644)
     (incoming / "source.tar").chmod(0o600)
     (incoming / "disk.digest").write_text(await asyncio.to_thread(_digest_file, disk))
-    os.sync()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _corrupt(disk: Path, message: str) -> HostFaultError:
+    next_step = f"remove {disk.parent} on the host and submit it again"
+    return HostFaultError("source_corrupt", f"{disk}: {message}", next_step)
 
 
 def _digest_file(path: Path) -> str:

@@ -1,61 +1,97 @@
 """Unpacks a source's tar into a folder, trusting nothing in it. Synchronous: run it in a thread.
 
-Only folders, regular files and symlinks come out; every path stays below the folder; nothing is written through a symlink. The
-folder is never mounted or executed on the host, it only becomes an EROFS image.
+Only folders, regular files and symlinks come out. A member lies in a folder that the tar itself made before, by that very path: so
+no path leads through a symlink, and none leads out. The folder is never mounted or executed on the host, it only becomes an EROFS
+image.
 """
 
+import errno
 import os
 import tarfile
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
 
-from fleet.errors import InvalidSpecError
-from fleet.model.units import MIB
+from fleet.errors import HostFaultError, InvalidSpecError
+from fleet.model.units import KIB, MIB
 
 MEMBERS_MAX = 200_000
 UNPACKED_BYTES_MAX = 2 * 1024 * MIB
 PATH_BYTES_MAX = 4096
 DEPTH_MAX = 64
-COPY_BYTES = MIB
+# Contents are read in pieces of this size; a header that wants more at once (a pax header may claim gigabytes) is refused.
+READ_BYTES_MAX = 64 * KIB
+
+_TOP = PurePosixPath()
+# What is the host's fault and not the sender's.
+_HOST_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE})
 
 
 def unpack_source(tar_path: Path, folder: Path) -> None:
     """Unpacks into the empty `folder`; raises InvalidSpecError `source_invalid` that names the member and its fault."""
-    total = 0
+    folders = {_TOP}
     try:
-        with tarfile.open(tar_path, "r:") as tar:
-            for count, member in enumerate(tar, start=1):
-                total += member.size
+        with tar_path.open("rb") as stream, tarfile.open(fileobj=cast(BinaryIO, _SmallReads(stream)), mode="r:") as tar:
+            count = total = 0
+            while (member := tar.next()) is not None:
+                count, total = count + 1, total + member.size
                 if count > MEMBERS_MAX or total > UNPACKED_BYTES_MAX:
                     raise _invalid(f"it has more than {MEMBERS_MAX} members or {UNPACKED_BYTES_MAX // MIB} MiB")
-                _unpack_member(tar, member, folder)
-    except (tarfile.TarError, OSError, UnicodeError) as error:
-        raise _invalid(str(error)) from error
+                _unpack_member(tar, member, folder, folders)
+                # tarfile keeps every member for lookups that nobody makes here.
+                tar.members.clear()  # type: ignore[attr-defined]  # documented, but not in the stubs
+    except OSError as error:
+        if error.errno in _HOST_ERRORS:
+            raise HostFaultError("source_failed", f"{folder}: {error.strerror}", "free space on the host") from error
+        raise _invalid(error.strerror or "it cannot be written") from error
+    except (tarfile.TarError, ValueError, RecursionError) as error:
+        raise _invalid(str(error)[:200]) from error
 
 
-def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    target = folder / _check_path(member.name)
-    # Members of a canonical tar come after their folders, so a parent that is a symlink or missing is an attack or a fault.
-    parent = target.parent
-    if parent != folder and (parent.is_symlink() or not parent.is_dir()):
-        raise _invalid(f"{member.name!r} lies in no folder of the tar")
-    mode = 0o755 if member.mode & 0o111 else 0o644
+class _SmallReads:
+    """A file of which no more than READ_BYTES_MAX are read at once."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= READ_BYTES_MAX:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._stream.read(size)
+
+    def seek(self, offset: int) -> int:
+        return self._stream.seek(offset)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, folders: set[PurePosixPath]) -> None:
+    path = _check_path(member.name)
+    if path == _TOP and member.isdir():
+        return
+    if path == _TOP or path.parent not in folders:
+        raise _invalid(f"{_quote(member)} lies in no folder of the tar")
+    if member.size < 0:
+        raise _invalid(f"{_quote(member)} has a size below zero")
+    target = folder / path
     if member.isdir():
-        if target != folder:
-            target.mkdir(0o755)
+        target.mkdir(0o755)
+        folders.add(path)
     elif member.issym():
         target.symlink_to(member.linkname)
     elif member.isreg():
-        _write_file(tar, member, target, mode)
+        _write_file(tar, member, target)
     else:
-        raise _invalid(f"{member.name!r} is no file, folder or symlink")
+        raise _invalid(f"{_quote(member)} is no file, folder or symlink")
 
 
-def _write_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, mode: int) -> None:
+def _write_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     content = tar.extractfile(member)
     assert content is not None
+    mode = 0o755 if member.mode & 0o111 else 0o644
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     with os.fdopen(descriptor, "wb") as stream:
-        while chunk := content.read(COPY_BYTES):
+        while chunk := content.read(READ_BYTES_MAX):
             stream.write(chunk)
 
 
@@ -64,8 +100,11 @@ def _check_path(name: str) -> PurePosixPath:
     is_inside = not path.is_absolute() and ".." not in path.parts and "\0" not in name
     if not is_inside or len(name.encode()) > PATH_BYTES_MAX or len(path.parts) > DEPTH_MAX:
         raise _invalid(f"{name[:200]!r} is no path below the source")
-    # `folder / "a" / "b"` resolves through "a": _unpack_member checks the direct parent, and each parent was checked when made.
     return path
+
+
+def _quote(member: tarfile.TarInfo) -> str:
+    return repr(member.name[:200])
 
 
 def _invalid(message: str) -> InvalidSpecError:
