@@ -4,7 +4,7 @@ Every path is checked again, every change has its member and every member its ch
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, BinaryIO
@@ -60,12 +60,7 @@ def read_artifact(
     ]
     if members:
         raise tar_invalid(f"{next(iter(members))[:100]!r} is in no list of changes")
-    for changes in found:
-        paths = [change.path for change in changes]
-        if len(set(paths)) != len(paths):
-            raise tar_invalid("a path is listed twice")
-        changes.sort(key=lambda change: change.path)
-    return found
+    return [_sorted(changes) for changes in found]
 
 
 def read_content(stream: BinaryIO, node: Node, bytes_max: int) -> bytes:
@@ -76,7 +71,13 @@ def read_content(stream: BinaryIO, node: Node, bytes_max: int) -> bytes:
     return stream.read(node.size_bytes)
 
 
-def _distinct(nodes: Any) -> list[Node]:
+def _sorted(changes: list[Change]) -> list[Change]:
+    if len({change.path for change in changes}) != len(changes):
+        raise tar_invalid("a path is listed twice")
+    return sorted(changes, key=lambda change: change.path)
+
+
+def _distinct(nodes: Iterable[Node]) -> list[Node]:
     found = list(nodes)
     if len({node.path for node in found}) != len(found):
         raise tar_invalid("a path is in it twice")

@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,6 +46,14 @@ _EPILOG = "\n".join(
         *(f"  {code.value:<5}{meaning}" for code, meaning in MEANINGS),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as the command line says it: the configuration and, for operators, the tenant."""
+
+    config: Path | None
+    tenant: str
 
 
 class LazyGroup(click.Group):
@@ -131,7 +140,8 @@ def _report_usage(error: click.ClickException, as_json: bool) -> Exit:
     type=click.Path(path_type=Path),
     help="Client configuration; else $BEDPLATE_CONFIG, else ~/.config/bedplate/mb.toml.",
 )
+@click.option("--tenant", default="", help="For operators: the tenant to act for.")
 @click.pass_context
-def cli(ctx: click.Context, config: Path | None) -> None:
+def cli(ctx: click.Context, config: Path | None, tenant: str) -> None:
     """Run autonomous agents, each sandbox in a virtual machine of its own."""
-    ctx.obj = config
+    ctx.obj = Caller(config, tenant)

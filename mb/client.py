@@ -5,7 +5,7 @@ Sandboxes are named by id or by name within the caller's tenant. Every call has 
 
 from __future__ import annotations  # grpc.aio classes are generic in their stubs only
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ from fleet.codec import from_message, to_message
 from fleet.identity import SCHEDULER_SERVER_NAME
 from fleet.model.assignment import Sandbox
 from fleet.model.host import Host
-from fleet.model.ids import NO_DIGEST, Digest, SandboxId
+from fleet.model.ids import NO_DIGEST, Digest, SandboxId, Tenant
 from fleet.model.sandbox import SandboxSpec
 from fleet.model.units import MIB
 from fleet.rpc import CHUNK_BYTES, open_channel, translated
@@ -111,15 +111,15 @@ class Client:
         with translated(self._peer):
             return bool((await self._content.HasSource(request, timeout=CALL_TIMEOUT_S)).is_held)
 
-    async def upload_source(self, packed: Packed, stream: BinaryIO) -> None:
-        """Sends a packed source; returns once a host holds it for good."""
+    async def upload_source(self, packed: Packed, stream: BinaryIO, sent: Callable[[int], None]) -> None:
+        """Sends a packed source and tells `sent` how many bytes are on their way; returns once a host holds it for good."""
         timeout_s = max(packed.size_bytes / BYTES_PER_S_MIN, TRANSFER_TIMEOUT_S_MIN)
         with translated(self._peer):
-            await self._content.UploadSource(self._upload(packed, stream), timeout=timeout_s)
+            await self._content.UploadSource(self._upload(packed, stream, sent), timeout=timeout_s)
 
-    async def fetch_source(self, digest: Digest) -> AsyncIterator[Chunk]:
-        """A source's tar in chunks."""
-        request = content_pb2.FetchSourceRequest(digest=digest, tenant=self._tenant)
+    async def fetch_source(self, digest: Digest, tenant: Tenant) -> AsyncIterator[Chunk]:
+        """The tar of a source of `tenant`, in chunks."""
+        request = content_pb2.FetchSourceRequest(digest=digest, tenant=tenant)
         with translated(self._peer):
             async for reply in self._content.FetchSource(request, timeout=STREAM_TIMEOUT_S):
                 yield Chunk(reply.offset, reply.payload, size_bytes=reply.size_bytes, digest=Digest(reply.digest))
@@ -140,12 +140,13 @@ class Client:
     def _name(self, name: str) -> Any:
         return service_pb2.GetSandboxRequest(sandbox=name, tenant=self._tenant)
 
-    async def _upload(self, packed: Packed, stream: BinaryIO) -> AsyncIterator[Any]:
+    async def _upload(self, packed: Packed, stream: BinaryIO, sent: Callable[[int], None]) -> AsyncIterator[Any]:
         header = content_pb2.UploadSourceHeader(digest=packed.digest, size_bytes=packed.size_bytes, tenant=self._tenant)
         yield content_pb2.UploadSourceRequest(header=header)
         stream.seek(0)
         while chunk := stream.read(CHUNK_BYTES):
             yield content_pb2.UploadSourceRequest(chunk=chunk)
+            sent(stream.tell())
 
 
 @asynccontextmanager

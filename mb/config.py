@@ -21,8 +21,8 @@ class ClientConfig:
     tenant: str = ""
 
 
-def load_client_config(named: Path | None) -> ClientConfig:
-    """The configuration in `named`, else in $BEDPLATE_CONFIG, else in ~/.config/bedplate/mb.toml.
+def load_client_config(named: Path | None, tenant: str = "") -> ClientConfig:
+    """The configuration in `named`, else in $BEDPLATE_CONFIG, else in ~/.config/bedplate/mb.toml; `tenant` replaces its own.
 
     Paths in it are relative to it. Raises NotFoundError `config_unreadable`, or InvalidSpecError that names the field.
     """
@@ -37,4 +37,4 @@ def load_client_config(named: Path | None) -> ClientConfig:
         raise InvalidSpecError("config_invalid", message, "write ip:port", field="scheduler")
     folder = path.absolute().parent
     files = (folder / file.expanduser() for file in (config.tls.ca, config.tls.certificate, config.tls.key))
-    return replace(config, tls=TlsFiles(*files))
+    return replace(config, tls=TlsFiles(*files), tenant=tenant or config.tenant)

@@ -71,7 +71,9 @@ async def fetch_result(client: Client, sandbox: Sandbox, files: list[BinaryIO]) 
     stream, *source_streams = files
     sources = sandbox.spec.sources
     for source, source_stream in zip(sources, source_streams, strict=True):
-        await _receive(client.fetch_source(source.digest), source_stream, source.digest, SOURCE_BYTES_MAX)
+        await _receive(
+            client.fetch_source(source.digest, sandbox.tenant), source_stream, source.digest, SOURCE_BYTES_MAX
+        )
     await fetch_artifact(client, sandbox, stream)
     trees = [await asyncio.to_thread(read_tree, one, _size(one)) for one in source_streams]
     guest_paths = [source.guest_path for source in sources]

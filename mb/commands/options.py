@@ -27,7 +27,8 @@ def call(ctx: click.Context, action: Callable[["Client"], Awaitable[T]]) -> T:
     from mb.client import open_client  # noqa: PLC0415
     from mb.config import load_client_config  # noqa: PLC0415
 
-    config = load_client_config(ctx.find_root().obj)
+    caller = ctx.find_root().obj
+    config = load_client_config(caller.config, caller.tenant)
 
     async def run() -> T:
         async with open_client(config) as client:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from fleet.model.sandbox import Agent, SandboxSpec
 from fleet.model.units import MIB, render_bytes, render_seconds
 from mb.prepare import PackedSource
-from mb.render.text import wrap
+from mb.render.text import count, wrap
 
 
 def render_spec(spec: SandboxSpec, sources: Sequence[PackedSource], notes: Sequence[str]) -> list[str]:
@@ -22,7 +22,7 @@ def _render_head(spec: SandboxSpec) -> Iterator[str]:
     size = f"{render_bytes(resources.memory_mib * MIB)} memory, {render_bytes(resources.disk_mib * MIB)} disk"
     yield from wrap("sandbox", spec.name)
     yield from wrap("image", spec.image.name + pinned)
-    yield from wrap("resources", f"{resources.vcpus} vCPUs, {size}")
+    yield from wrap("resources", f"{count(resources.vcpus, 'vCPU')}, {size}")
     yield from wrap("network", spec.network.mode)
 
 
@@ -31,7 +31,9 @@ def _render_sources(sources: Sequence[PackedSource]) -> Iterator[str]:
         packed, shared = source.packed, source.shared
         kind = "read-only" if shared.readonly else "changes go to a layer of their own"
         yield from wrap("source", f"{shared.guest} from {shared.host} ({kind})")
-        yield from wrap("", f"{packed.members} files, {render_bytes(packed.size_bytes)}, {packed.digest[:19]}…")
+        yield from wrap(
+            "", f"{count(packed.members, 'path')}, {render_bytes(packed.size_bytes)}, {packed.digest[:19]}…"
+        )
 
 
 def _render_agents(agents: Sequence[Agent]) -> Iterator[str]:

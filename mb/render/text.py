@@ -58,6 +58,11 @@ def render_table(headers: Sequence[str], rows: Iterable[Sequence[str]], shrink: 
     return [shorten(_join(row, widths), WIDTH) for row in cells]
 
 
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 file", "2 files"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def render_age(from_ms: int, now_ms: int) -> str:
     """How long ago something was, in one unit: "42 s", "5 m", "3 h", "12 d"."""
     age_s = max(now_ms - from_ms, 0) // 1000

@@ -1,0 +1,146 @@
+"""`mb up`: from a jcard to a sandbox's end."""
+
+import asyncio
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fleet.errors import UnavailableError
+from fleet.model.ids import SandboxId, is_sandbox_id, make_sandbox_id
+from fleet.model.sandbox import Phase
+from fleet.model.units import MIB, render_bytes
+from mb.commands.options import call, examples, json_option, print_json
+from mb.exits import Exit
+from mb.prepare import PackedSource, Prepared, prepared
+from mb.render.output import OutputPrinter
+from mb.render.progress import Progress, render_summary
+from mb.render.sandbox import to_json
+from mb.render.text import count
+
+if TYPE_CHECKING:
+    from fleet.model.assignment import Sandbox
+    from mb.client import Client
+
+# A lost answer is asked for again, with the same id: it is the same sandbox.
+CREATE_RETRY_S = (0.5, 1.0, 2.0, 4.0)
+# How often a long upload says how far it is.
+SENT_STEP_BYTES = 32 * MIB
+
+_EXAMPLES = examples(
+    "mb up                       the jcard here",
+    "mb up agents/fix --rm       and remove the sandbox afterwards",
+    "mb up --detach --json       start it, print it, do not wait",
+)
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("path", type=click.Path(path_type=Path), default=".")
+@click.option("--name", default="", help="Name of the sandbox, instead of the jcard's.")
+@click.option("--detach", is_flag=True, help="Do not wait for its end.")
+@click.option("--rm", "remove", is_flag=True, help="Destroy it when it has ended, results included.")
+@click.option("--id", "sandbox_id", default="", help="The id of an earlier try: the same request is the same sandbox.")
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context, path: Path, *, name: str, detach: bool, remove: bool, sandbox_id: str, as_json: bool
+) -> None:
+    """Start a sandbox from the jcard at PATH (a file or its folder; default: here) and follow it to its end.
+
+    Agents' output goes to stdout, progress to stderr. With --json stdout holds one object, the sandbox as it ended, and output
+    goes to stderr too. Ctrl-C lets go: the sandbox runs on.
+    """
+    if detach and remove:
+        raise click.UsageError("--detach and --rm exclude each other")
+    if sandbox_id and not is_sandbox_id(sandbox_id):
+        raise click.BadParameter("an id is 12 characters of a-z and 2-7", param_hint="--id")
+    run = _Run(SandboxId(sandbox_id) or make_sandbox_id(secrets.token_bytes), Progress(sys.stderr), as_json)
+    try:
+        with prepared(path, name=name, keep_tars=True) as found:
+            sandbox = call(ctx, lambda client: run.start(client, found))
+        if not detach:
+            sandbox = call(ctx, lambda client: run.follow(client, sandbox, remove=remove))
+    except KeyboardInterrupt:
+        run.let_go()
+        ctx.exit(Exit.INTERRUPTED)
+    if as_json:
+        print_json(to_json(sandbox))
+    elif detach:
+        click.echo(f"{sandbox.spec.name} {sandbox.sandbox_id}")
+    if not detach and sandbox.phase is not Phase.COMPLETED:
+        ctx.exit(Exit.ENDED_BADLY)
+
+
+class _Run:
+    """One `mb up` under way."""
+
+    def __init__(self, sandbox_id: SandboxId, progress: Progress, as_json: bool) -> None:
+        self._sandbox_id = sandbox_id
+        self._progress = progress
+        self._as_json = as_json
+        self._created: Sandbox | None = None
+
+    async def start(self, client: "Client", found: Prepared) -> "Sandbox":
+        """Sends what the fleet does not hold, then asks for the sandbox."""
+        for note in found.notes:
+            self._progress.say(f"note: {note}")
+        for source in found.sources:
+            await self._send(client, source)
+        self._created = await self._create(client, found)
+        self._progress.say(f"sandbox {found.spec.name} ({self._sandbox_id}) is asked for")
+        return self._created
+
+    async def follow(self, client: "Client", sandbox: "Sandbox", *, remove: bool) -> "Sandbox":
+        """Follows it to its end, sums it up and, if asked to, removes it."""
+        from mb.follow import follow_sandbox, wait_removed  # noqa: PLC0415 (imports gRPC)
+
+        stream = sys.stderr if self._as_json else sys.stdout
+        printer = OutputPrinter(stream, prefix=len(sandbox.spec.agents) > 1)
+        sandbox = await follow_sandbox(client, sandbox, printer, self._progress.show, self._progress.say)
+        click.echo("\n".join(render_summary(sandbox)), err=True)
+        if remove:
+            await client.destroy_sandbox(sandbox.sandbox_id)
+            await wait_removed(client, sandbox, self._progress.say)
+            self._progress.say("destroyed; nothing is left of it")
+        return sandbox
+
+    def let_go(self) -> None:
+        """Says how to go on after an interruption."""
+        if self._created is None:
+            self._progress.say(f"interrupted; mb up --id {self._sandbox_id} goes on with the same sandbox")
+            return
+        name = self._created.spec.name
+        self._progress.say(f"let go; {name} runs on: mb logs {name} --follow, mb status {name}, mb stop {name}")
+
+    async def _send(self, client: "Client", source: PackedSource) -> None:
+        packed, size = source.packed, render_bytes(source.packed.size_bytes)
+        self._progress.say(f"packed {source.shared.host}: {count(packed.members, 'path')}, {size}")
+        if await client.has_source(packed.digest):
+            self._progress.say("the fleet holds it already")
+            return
+        assert source.stream is not None
+        told_bytes = 0
+
+        def sent(size_bytes: int) -> None:
+            nonlocal told_bytes
+            if size_bytes - told_bytes >= SENT_STEP_BYTES:
+                told_bytes = size_bytes
+                self._progress.say(f"sent {render_bytes(size_bytes)} of {size}")
+
+        await client.upload_source(packed, source.stream, sent)
+        self._progress.say(f"sent {size}")
+
+    async def _create(self, client: "Client", found: Prepared) -> "Sandbox":
+        for delay_s in CREATE_RETRY_S:
+            try:
+                return await client.create_sandbox(self._sandbox_id, found.spec)
+            except UnavailableError as error:
+                self._progress.say(f"{error.message}; asking again")
+                await asyncio.sleep(delay_s)
+        try:
+            return await client.create_sandbox(self._sandbox_id, found.spec)
+        except UnavailableError as error:
+            next_step = f"mb up --id {self._sandbox_id} asks for the same sandbox again"
+            raise UnavailableError(error.code, error.message, next_step) from error

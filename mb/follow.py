@@ -1,0 +1,74 @@
+"""Follows one sandbox to its end: its progress, and the output of all its agents at once."""
+
+import asyncio
+from collections.abc import Callable
+
+from fleet.errors import BedplateError, NotFoundError, UnavailableError
+from fleet.model.assignment import Sandbox
+from fleet.model.sandbox import ENDED_PHASES, Phase
+from mb.client import Client
+from mb.render.output import OutputPrinter
+from mb.resume import Notify, read_output, watch_sandbox
+
+# When a sandbox has ended its host holds all of its output; what is not here by then is slow, or lost with the host.
+OUTPUT_REST_S = 60.0
+
+_OVER = ENDED_PHASES | {Phase.REMOVING}
+
+
+async def follow_sandbox(
+    client: Client, sandbox: Sandbox, printer: OutputPrinter, show: Callable[[Sandbox], None], notify: Notify
+) -> Sandbox:
+    """The sandbox as it ended; until then `show` sees it after every change and `printer` its agents' output."""
+    names = [agent.name for agent in sandbox.spec.agents]
+    try:
+        async with asyncio.TaskGroup() as group:
+            outputs = [group.create_task(_print_output(client, sandbox, name, printer, notify)) for name in names]
+            last = await _watch_to_end(client, sandbox, show, notify)
+            _, unread = await asyncio.wait(outputs, timeout=OUTPUT_REST_S)
+            for output in unread:
+                notify(f"some output is still missing: mb logs {sandbox.spec.name}")
+                output.cancel()
+    except ExceptionGroup as errors:
+        # Only the watch raises: one error, which the group has wrapped.
+        raise errors.exceptions[0] from errors
+    return last
+
+
+async def wait_removed(client: Client, sandbox: Sandbox, notify: Notify) -> None:
+    """Returns once nothing of the sandbox is left."""
+    try:
+        async for _ in watch_sandbox(client, sandbox.sandbox_id, notify):
+            pass
+    except NotFoundError:
+        return
+
+
+async def _watch_to_end(client: Client, sandbox: Sandbox, show: Callable[[Sandbox], None], notify: Notify) -> Sandbox:
+    last = sandbox
+    try:
+        async for last in watch_sandbox(client, sandbox.sandbox_id, notify):
+            show(last)
+            if last.phase in _OVER:
+                break
+    except NotFoundError:
+        notify("it was removed meanwhile")
+    return last
+
+
+async def _print_output(client: Client, sandbox: Sandbox, agent: str, printer: OutputPrinter, notify: Notify) -> None:
+    offset = 0
+    while True:
+        chunks = read_output(client, sandbox.sandbox_id, agent, offset, follow=True, notify=lambda _text: None)
+        try:
+            async for payload in chunks:
+                printer.write(agent, payload)
+                offset += len(payload)
+            break
+        except UnavailableError:
+            # The watch says whether there is still a sandbox to wait for, and ends this too.
+            continue
+        except BedplateError as error:
+            notify(f"output of {agent} cannot be read: {error.message}")
+            break
+    printer.finish(agent)

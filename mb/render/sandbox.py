@@ -1,0 +1,159 @@
+"""Sandboxes as people read them: the listing, one in full, and how long each stage took."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fleet.model.assignment import Sandbox
+from fleet.model.sandbox import AgentStatus, Goal, Phase, Reason
+from fleet.model.units import MIB, render_bytes
+from mb.render.text import count, render_age, render_span, render_table, wrap
+
+
+def to_json(sandbox: Sandbox) -> dict[str, Any]:
+    """A sandbox as an object for programs, with the fields of fleet.model."""
+    return asdict(sandbox)
+
+
+def render_listing(sandboxes: Sequence[Sandbox], now_ms: int) -> list[str]:
+    """A table, the newest first; with names as tenant/name when there are several tenants."""
+    if not sandboxes:
+        return ["no sandboxes; mb up starts one"]
+    has_tenants = len({sandbox.tenant for sandbox in sandboxes}) > 1
+    rows = [
+        (
+            f"{sandbox.tenant}/{sandbox.spec.name}" if has_tenants else sandbox.spec.name,
+            sandbox.phase,
+            sandbox.host_id or "-",
+            render_exits(sandbox) or "-",
+            render_age(sandbox.created_at_ms, now_ms),
+            sandbox.sandbox_id,
+        )
+        for sandbox in sorted(sandboxes, key=lambda sandbox: (-sandbox.created_at_ms, sandbox.sandbox_id))
+    ]
+    return render_table(("NAME", "PHASE", "HOST", "EXIT", "AGE", "ID"), rows)
+
+
+def render_exits(sandbox: Sandbox) -> str:
+    """How the agents that ended did: "0", "0 1", "SIG9"."""
+    agents = sandbox.status.agents if sandbox.status else ()
+    return " ".join(_exit(agent) for agent in agents if agent.exit_code is not None or agent.signal is not None)
+
+
+def render_sandbox(sandbox: Sandbox, now_ms: int) -> list[str]:
+    """Everything about one sandbox."""
+    return [
+        *_render_head(sandbox, now_ms),
+        *_render_refusal(sandbox),
+        *render_reason(sandbox),
+        *_render_wish(sandbox),
+        *_render_agents(sandbox),
+        *render_stages(sandbox),
+        *_render_result(sandbox),
+    ]
+
+
+def render_refusal(sandbox: Sandbox) -> str:
+    """Why no host takes a pending sandbox, in one line; empty when nothing was refused."""
+    refusal = sandbox.refusal
+    if refusal is None:
+        return ""
+    if not refusal.hosts_considered:
+        return "there is no host"
+    reasons = "; ".join(f"{reason.code} ({count(reason.hosts, 'host')})" for reason in refusal.reasons)
+    return f"no room on {count(refusal.hosts_considered, 'host')}: {reasons}"
+
+
+def render_reason(sandbox: Sandbox) -> Iterator[str]:
+    """Why the sandbox is as it is, and what to do."""
+    reason = sandbox.status.reason if sandbox.status else None
+    yield from _render_reason("reason", reason)
+
+
+def render_stages(sandbox: Sandbox) -> Iterator[str]:
+    """Each stage with the time since the one before, and since the sandbox was asked for."""
+    before = sandbox.created_at_ms
+    for name, at_ms in list_stages(sandbox):
+        step, total = render_span(before, at_ms), render_span(sandbox.created_at_ms, at_ms)
+        yield f"{'stages' if before == sandbox.created_at_ms else '':13}{name:18}{step:>12}{total:>14}"
+        before = at_ms
+
+
+def list_stages(sandbox: Sandbox) -> list[tuple[str, int]]:
+    """The stages reached so far, in order of time, the scheduler's own included."""
+    stages = [("assigned", sandbox.assigned_at_ms)] if sandbox.assigned_at_ms else []
+    stages += [(stage.name, stage.at_ms) for stage in (sandbox.status.stages if sandbox.status else ())]
+    return sorted(stages, key=lambda stage: stage[1])
+
+
+def render_agent_end(agent: AgentStatus) -> str:
+    """How an agent ended, or what it does: "completed, exit 0", "failed, exit 1", "running"."""
+    ended = agent.exit_code is not None or agent.signal is not None
+    return f"{agent.phase}, {_exit_words(agent)}" if ended else agent.phase.value
+
+
+def _render_head(sandbox: Sandbox, now_ms: int) -> Iterator[str]:
+    goal = f" (asked to {sandbox.goal})" if sandbox.goal is not Goal.RUN else ""
+    yield from wrap("sandbox", f"{sandbox.spec.name}  {sandbox.sandbox_id}  of tenant {sandbox.tenant}")
+    yield from wrap("phase", f"{sandbox.phase}{goal}")
+    yield from wrap("age", render_age(sandbox.created_at_ms, now_ms))
+    if sandbox.host_id:
+        accelerator = f" ({sandbox.status.accelerator})" if sandbox.status and sandbox.status.accelerator else ""
+        yield from wrap("host", sandbox.host_id + accelerator)
+    if sandbox.phase is Phase.LOST:
+        yield from wrap("", "the host is not heard of; it stops the sandbox by itself, or comes back with it")
+
+
+def _render_refusal(sandbox: Sandbox) -> Iterator[str]:
+    if sandbox.refusal is None:
+        return
+    yield from wrap("refused", render_refusal(sandbox) + "; it is tried again whenever something changes")
+    for reason in sandbox.refusal.reasons:
+        yield from wrap("", f"{reason.code}, {count(reason.hosts, 'host')}: {reason.message}")
+
+
+def _render_wish(sandbox: Sandbox) -> Iterator[str]:
+    spec, status = sandbox.spec, sandbox.status
+    resources = spec.resources
+    size = f"{render_bytes(resources.memory_mib * MIB)} memory, {render_bytes(resources.disk_mib * MIB)} disk"
+    yield from wrap("image", f"{spec.image.name} {sandbox.image_digest or spec.image.digest}".rstrip())
+    yield from wrap("resources", f"{count(resources.vcpus, 'vCPU')}, {size}")
+    address = f", address {status.address}" if status and status.address else ""
+    yield from wrap("network", spec.network.mode + address)
+    for source in spec.sources:
+        mode = ", read-only" if source.readonly else ""
+        size = render_bytes(source.size_bytes)
+        yield from wrap("source", f"{source.guest_path} ({size}{mode}) {source.digest[:19]}…")
+
+
+def _render_agents(sandbox: Sandbox) -> Iterator[str]:
+    for agent in sandbox.status.agents if sandbox.status else ():
+        cut = ", cut off at its limit" if agent.output_truncated else ""
+        output = f"{render_bytes(agent.output_bytes)} of output{cut}"
+        took = f", {render_span(agent.started_at_ms, agent.ended_at_ms)}" if agent.ended_at_ms else ""
+        yield from wrap("agent", f"{agent.name}: {render_agent_end(agent)}{took}, {output}")
+        if agent.reason is not None and agent.reason != (sandbox.status and sandbox.status.reason):
+            yield from _render_reason("", agent.reason)
+
+
+def _render_result(sandbox: Sandbox) -> Iterator[str]:
+    artifact = sandbox.status.artifact if sandbox.status else None
+    if artifact is not None:
+        size = render_bytes(artifact.size_bytes)
+        yield from wrap("changes", f"{count(artifact.changes, 'path')} ({size}); mb diff {sandbox.spec.name}")
+
+
+def _render_reason(label: str, reason: Reason | None) -> Iterator[str]:
+    if reason is None:
+        return
+    yield from wrap(label, f"{reason.message} ({reason.code})")
+    if reason.next_step:
+        yield from wrap("  next" if label else "", reason.next_step)
+
+
+def _exit(agent: AgentStatus) -> str:
+    return f"SIG{agent.signal}" if agent.signal is not None else str(agent.exit_code)
+
+
+def _exit_words(agent: AgentStatus) -> str:
+    return f"killed by signal {agent.signal}" if agent.signal is not None else f"exit {agent.exit_code}"
