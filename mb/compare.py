@@ -55,6 +55,8 @@ def compare(change: Change, old_stream: BinaryIO, new_stream: BinaryIO) -> FileD
     if old.text is None or new.text is None:
         return FileDiff(change.path, change.kind, 0, 0, "binary or large", (*head, _binary_line(change)))
     body = list(_render_body(change, old.text, new.text))
+    if not body and old.mode == new.mode:
+        return FileDiff(change.path, change.kind, 0, 0, "permissions only", ())
     added = sum(line.startswith("+") for line in body[2:])
     removed = sum(line.startswith("-") for line in body[2:])
     return FileDiff(change.path, change.kind, added, removed, "", (*head, *body))
