@@ -23,7 +23,7 @@ class Hypervisor(Protocol):
         """Every domain that this driver made and that still exists, dead ones too."""
 
     async def ensure_domain(self, machine: Machine) -> None:
-        """Start the domain; when it exists already, whatever its state, nothing happens."""
+        """Start the domain, limits in place before its first instruction; let a paused one run on; leave any other as it is."""
 
     async def remove_domain(self, sandbox_id: SandboxId) -> None:
         """End the domain at once and forget it; when none exists nothing happens."""

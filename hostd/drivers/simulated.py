@@ -138,9 +138,11 @@ class SimulatedHypervisor:
         return {sandbox_id: domain.state for sandbox_id, domain in self.domains.items()}
 
     async def ensure_domain(self, machine: Machine) -> None:
-        """Start the domain unless one exists; the fault `domain_reply` strikes after it has started."""
+        """Start the domain, or let a paused one run on; the fault `domain_reply` strikes after it has started."""
         self._faults.strike("domain", machine.sandbox_id)
         if machine.sandbox_id in self.domains:
+            if self.domains[machine.sandbox_id].state is DomainState.PAUSED:
+                self.set_state(machine.sandbox_id, DomainState.RUNNING)
             return
         self.domains[machine.sandbox_id] = SimulatedDomain(machine)
         self.starts[machine.sandbox_id] = self.starts.get(machine.sandbox_id, 0) + 1

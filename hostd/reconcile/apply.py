@@ -68,6 +68,7 @@ class Applier:
             Step.ENSURE_DISKS: self._ensure_disks,
             Step.ENSURE_PORT: self._ensure_port,
             Step.ENSURE_DOMAIN: self._ensure_domain,
+            Step.RESUME_DOMAIN: self._resume_domain,
             Step.ATTACH_LINK: self._attach_link,
             Step.FAIL: self._fail,
             Step.DETACH_LINK: self._detach_link,
@@ -107,6 +108,10 @@ class Applier:
         self._orders.put_progress(progress)
         await self._drivers.hypervisor.ensure_domain(await self._machine(order, progress))
         self._reach(action.sandbox_id, "domain_started")
+
+    async def _resume_domain(self, action: Action) -> None:
+        order, progress = self._orders.orders[action.sandbox_id], self._orders.progress[action.sandbox_id]
+        await self._drivers.hypervisor.ensure_domain(await self._machine(order, progress))
 
     async def _attach_link(self, action: Action) -> None:
         self._sessions.attach(action.sandbox_id, str(self.link_path(action.sandbox_id)))

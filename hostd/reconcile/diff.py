@@ -19,6 +19,7 @@ class Step(StrEnum):
     ENSURE_DISKS = "ensure_disks"
     ENSURE_PORT = "ensure_port"
     ENSURE_DOMAIN = "ensure_domain"
+    RESUME_DOMAIN = "resume_domain"
     ATTACH_LINK = "attach_link"
     FAIL = "fail"
     DETACH_LINK = "detach_link"
@@ -88,6 +89,7 @@ def _bring_up(desired: Desired, observed: Observed, sandbox_id: SandboxId) -> tu
     state = observed.domains.get(sandbox_id, DomainState.ABSENT)
     if state is DomainState.RUNNING or state is DomainState.PAUSED:
         steps = [] if _has_port(desired, observed) else [Step.ENSURE_PORT]
+        steps += [Step.RESUME_DOMAIN] if state is DomainState.PAUSED else []
         steps += [] if sandbox_id in observed.links else [Step.ATTACH_LINK]
         return tuple(Action(step, sandbox_id) for step in steps)
     if desired.progress.is_configured:

@@ -1,45 +1,60 @@
-"""Every Hypervisor and every Disks keeps the promises of hostd/drivers/ports.py. The real ones join as further params."""
+"""Every Hypervisor and every Disks keeps the promises of hostd/drivers/ports.py: the simulated ones, libvirt and real files."""
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fleet.errors import HostFaultError
 from fleet.model.host import Accelerator
 from fleet.model.ids import Digest, SandboxId
+from hostd.drivers.domain_xml import QemuUser
+from hostd.drivers.hypervisor import AcceleratorProbe, LibvirtHypervisor
+from hostd.drivers.image import ImageStore, ScratchDisks
 from hostd.drivers.ports import Disks, Hypervisor
 from hostd.drivers.simulated import PlannedFaults, SimulatedDisks, SimulatedHypervisor
 from hostd.reconcile.state import BootFiles, DomainState, Machine
+from provisioning.embedded.libvirt import QEMU_ID
 
 A, B = SandboxId("aaaaaaaaaaaa"), SandboxId("bbbbbbbbbbbb")
 
 
-@pytest.fixture(params=["simulated"])
-async def hypervisor(request: pytest.FixtureRequest) -> AsyncIterator[Hypervisor]:
+CACHE = Path(os.environ.get("BEDPLATE_CACHE", "/var/cache/bedplate"))
+USER = QemuUser(QEMU_ID, QEMU_ID)
+ROOM = ["simulated", pytest.param("libvirt", marks=[pytest.mark.root, pytest.mark.vm])]
+
+
+@pytest.fixture(params=ROOM)
+async def hypervisor(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Hypervisor]:
     """A hypervisor without domains; those of the test are gone afterwards."""
-    driver = SimulatedHypervisor()
+    driver: Hypervisor = SimulatedHypervisor()
+    if request.param == "libvirt":
+        boot = await ImageStore(CACHE / "images").ensure_image(request.getfixturevalue("image_digest"))
+        probe = AcceleratorProbe(USER, tmp_path / "accelerator.json", _always(boot))
+        driver = LibvirtHypervisor(request.getfixturevalue("libvirt_uri"), USER, probe)
     yield driver
     for sandbox_id in tuple(await driver.list_domains()):
         await driver.remove_domain(sandbox_id)
     await driver.close()
 
 
-@pytest.fixture(params=["simulated"])
-def disks(request: pytest.FixtureRequest) -> Disks:
+@pytest.fixture(params=["simulated", pytest.param("files", marks=pytest.mark.root)])
+def disks(request: pytest.FixtureRequest, tmp_path: Path) -> Disks:
     """Disks without any."""
-    return SimulatedDisks()
+    return SimulatedDisks() if request.param == "simulated" else ScratchDisks(tmp_path / "scratch", (QEMU_ID, QEMU_ID))
 
 
 @pytest.fixture
-def machine() -> Machine:
+async def machine(request: pytest.FixtureRequest) -> Machine:
     """A machine that the hypervisor under test can start."""
-    return Machine(
+    described = Machine(
         sandbox_id=A,
         tenant="acme",
         vcpus=1,
         memory_mib=256,
-        overhead_mib=256,
+        overhead_mib=512,
         accelerator=Accelerator.SIMULATED,
         boot=BootFiles(Digest("sha256:" + "0" * 64), "/boot/kernel", "/boot/initramfs", "/boot/root", "quiet"),
         scratch_path="/scratch/a.raw",
@@ -47,6 +62,39 @@ def machine() -> Machine:
         console_path="/log/a.console",
         generation_id="5a2b6f0e-1c55-4b0e-9a39-1f4a9d6f4a11",
     )
+    if "[libvirt]" not in request.node.name:
+        return described
+    folder: Path = request.getfixturevalue("qemu_folder")
+    return replace(
+        described,
+        accelerator=Accelerator.TCG,
+        boot=await ImageStore(CACHE / "images").ensure_image(request.getfixturevalue("image_digest")),
+        scratch_path=await ScratchDisks(folder / "scratch", (QEMU_ID, QEMU_ID)).ensure_scratch(A, 64),
+        link_path=str(folder / "a.link"),
+        console_path=str(folder / "a.console"),
+    )
+
+
+async def beside(machine: Machine) -> Machine:
+    """A second machine, with files of its own."""
+    scratch_path = machine.scratch_path.replace(A, B)
+    if machine.accelerator is Accelerator.TCG:
+        scratch_path = await ScratchDisks(Path(machine.scratch_path).parent, (QEMU_ID, QEMU_ID)).ensure_scratch(B, 64)
+    return replace(
+        machine,
+        sandbox_id=B,
+        scratch_path=scratch_path,
+        generation_id="6b3c7f1f-2d66-4c1f-8b4a-2f5b0e7f5b22",
+        link_path=machine.link_path + "-b",
+        console_path=machine.console_path + "-b",
+    )
+
+
+def _always(boot: BootFiles) -> Callable[[], Awaitable[BootFiles | None]]:
+    async def find() -> BootFiles | None:
+        return boot
+
+    return find
 
 
 async def test_a_probe_gives_its_reason(hypervisor: Hypervisor) -> None:
@@ -66,7 +114,7 @@ async def test_a_domain_starts_once(hypervisor: Hypervisor, machine: Machine) ->
 async def test_a_removed_domain_is_forgotten(hypervisor: Hypervisor, machine: Machine) -> None:
     """Removal leaves nothing, is no error when there is nothing, and spares the others."""
     await hypervisor.ensure_domain(machine)
-    await hypervisor.ensure_domain(replace(machine, sandbox_id=B))
+    await hypervisor.ensure_domain(await beside(machine))
     await hypervisor.remove_domain(A)
     await hypervisor.remove_domain(A)
     assert await hypervisor.list_domains() == {B: DomainState.RUNNING}

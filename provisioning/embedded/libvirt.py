@@ -1,0 +1,69 @@
+"""A libvirt of its own for an embedded host: virtlogd and libvirtd, in private mount namespaces, with their state in one folder."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from provisioning.embedded.process import Program, start_program
+
+SCRIPT = Path(__file__).parent / "libvirt.sh"
+# Below a /run that the caller has made private.
+LIBVIRT_URI = "qemu:///system"
+LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
+VIRTLOGD_SOCKET = Path("/run/libvirt/virtlogd-sock")
+# No AppArmor profile is loaded for a libvirt that is not the machine's own; QEMU still runs unprivileged with seccomp on.
+# The number of a user that no package has: nothing else on the machine belongs to it.
+QEMU_ID = 64123
+QEMU_CONF = f"""security_driver = "none"
+user = "+{QEMU_ID}"
+group = "+{QEMU_ID}"
+stdio_handler = "logd"
+seccomp_sandbox = 1
+remember_owner = 0
+"""
+LIBVIRTD_CONF = """listen_tls = 0
+listen_tcp = 0
+auth_unix_rw = "none"
+unix_sock_rw_perms = "0700"
+log_level = 3
+"""
+# One console holds the boot and what agents print to it by force; two files of a MiB are enough to see why a guest died.
+VIRTLOGD_CONF = """max_size = 1048576
+max_backups = 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Libvirt:
+    """The two running daemons."""
+
+    log: Program
+    daemon: Program
+
+    def stop(self) -> None:
+        """Ends both; domains that still run go on."""
+        self.daemon.stop()
+        self.log.stop()
+
+
+def start_libvirt(folder: Path, *, has_kvm: bool) -> Libvirt:
+    """Starts both daemons and returns when they listen; needs root and a private /run. `has_kvm`: a probe guest has run on it."""
+    conf = folder / "etc" / "libvirt"
+    conf.mkdir(parents=True)
+    (conf / "qemu.conf").write_text(QEMU_CONF)
+    (conf / "libvirtd.conf").write_text(LIBVIRTD_CONF)
+    (conf / "virtlogd.conf").write_text(VIRTLOGD_CONF)
+    prefix = ["unshare", "--mount", str(SCRIPT), str(folder), str(QEMU_ID), "show-kvm" if has_kvm else "hide-kvm"]
+    # unshare and the script exec: the process is the daemon itself.
+    env = {"PATH": f"/usr/sbin:/sbin:{os.environ['PATH']}"}
+    log = start_program("virtlogd", [*prefix, "virtlogd"], folder / "virtlogd.log", VIRTLOGD_SOCKET.exists, env)
+    return Libvirt(log, start_program("libvirtd", [*prefix, "libvirtd"], folder / "libvirtd.log", _is_serving, env))
+
+
+def _is_serving() -> bool:
+    # The socket listens before the drivers are ready; a call is answered only afterwards.
+    if not LIBVIRT_SOCKET.exists():
+        return False
+    probe = ["virsh", "--connect", LIBVIRT_URI, "list"]
+    return subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
