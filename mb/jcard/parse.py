@@ -129,7 +129,7 @@ def _read_shared(table: Table, folder: Path) -> Shared:
         table.fault("host", "it is missing", 'name a folder, for example host = "."')
     if not guest and not table.has("guest"):
         table.fault("guest", "it is missing", 'write for example guest = "/workspace"')
-    shared = Shared(_path(host, folder), guest, table.boolean("readonly", False), table.field("host"))
+    shared = Shared(_path(host, folder), guest, table.boolean("readonly", False), f"{table.name}.host")
     table.finish()
     return shared
 

@@ -40,10 +40,6 @@ class Table:
         self._environment = environment
         self._asked: list[str] = []
 
-    def field(self, key: str) -> str:
-        """The name of `key` as the user would write it."""
-        return f"{self.name}.{key}" if self.name else key
-
     def has(self, key: str) -> bool:
         """Whether the user wrote `key`."""
         return key in self._values
@@ -54,7 +50,7 @@ class Table:
 
     def fault(self, key: str, message: str, next_step: str, code: str = "field_invalid") -> None:
         """Notes that `key` is wrong."""
-        self._faults.append(FieldRefusal(self.field(key), code, message, next_step))
+        self._faults.append(FieldRefusal(self._field(key), code, message, next_step))
 
     def text(self, key: str, default: str = "") -> str:
         """A string."""
@@ -116,7 +112,7 @@ class Table:
     def variables(self, key: str) -> dict[str, str]:
         """A table of strings in which `${VAR}` is the caller's variable."""
         table = self.table(key)
-        return {name: table.expanded(name) for name in table.take_all()}
+        return {name: table.expanded(name) for name in table._take_all()}
 
     def expanded(self, key: str) -> str:
         """A string in which each `${VAR}` is replaced by the caller's variable; an unset one is a fault."""
@@ -138,24 +134,19 @@ class Table:
 
     def table(self, key: str) -> "Table":
         """A table inside this one; an empty one when it is not there."""
-        return Table(self._get(key, dict, {}), self.field(key), self._faults, self._environment)
+        return Table(self._get(key, dict, {}), self._field(key), self._faults, self._environment)
 
     def tables(self, key: str) -> list["Table"]:
         """A list of tables, each named `[[key]][index]`."""
         found = []
         for index, value in enumerate(self._get(key, list, [])):
-            field = f"[[{self.field(key)}]][{index}]"
+            field = f"[[{self._field(key)}]][{index}]"
             if not isinstance(value, dict):
                 message = f"{_shown(value)} is not a table"
-                self._faults.append(FieldRefusal(field, "type_invalid", message, f"write [[{self.field(key)}]]"))
+                self._faults.append(FieldRefusal(field, "type_invalid", message, f"write [[{self._field(key)}]]"))
                 continue
             found.append(Table(value, field, self._faults, self._environment))
         return found
-
-    def take_all(self) -> list[str]:
-        """Every key of a table whose keys are the user's own; none is unknown."""
-        self._asked.extend(self._values)
-        return list(self._values)
 
     def finish(self) -> None:
         """Refuses every key that was not asked for, and suggests the nearest known one."""
@@ -166,6 +157,15 @@ class Table:
             known = "known here: " + ", ".join(sorted(set(self._asked)))
             next_step = f"did you mean {near[0]}?" if near else known
             self.fault(key[:SHOWN_CHARS_MAX], "this key is not known", next_step, "key_unknown")
+
+    def _take_all(self) -> list[str]:
+        """Every key of a table whose keys are the user's own; none is unknown."""
+        self._asked.extend(self._values)
+        return list(self._values)
+
+    def _field(self, key: str) -> str:
+        """The name of `key` as the user would write it."""
+        return f"{self.name}.{key}" if self.name else key
 
     def _get(self, key: str, kind: type[T], default: T, next_step: str = "") -> T:
         self._asked.append(key)
