@@ -11,7 +11,6 @@ from fleet.errors import HostFaultError
 from fleet.model.host import Accelerator
 from fleet.model.ids import Digest, SandboxId
 from hostd.drivers.domain_xml import QemuUser
-from hostd.drivers.hypervisor import AcceleratorProbe, LibvirtHypervisor
 from hostd.drivers.image import ImageStore, ScratchDisks
 from hostd.drivers.ports import Disks, Hypervisor
 from hostd.drivers.simulated import PlannedFaults, SimulatedDisks, SimulatedHypervisor
@@ -31,6 +30,9 @@ async def hypervisor(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
     """A hypervisor without domains; those of the test are gone afterwards."""
     driver: Hypervisor = SimulatedHypervisor()
     if request.param == "libvirt":
+        # Not above: the fast part runs where libvirt's binding is not installed.
+        from hostd.drivers.hypervisor import AcceleratorProbe, LibvirtHypervisor  # noqa: PLC0415
+
         boot = await ImageStore(CACHE / "images").ensure_image(request.getfixturevalue("image_digest"))
         probe = AcceleratorProbe(USER, tmp_path / "accelerator.json", _always(boot))
         driver = LibvirtHypervisor(request.getfixturevalue("libvirt_uri"), USER, probe)
