@@ -1,0 +1,122 @@
+"""hostd's composition root: reads the configuration, chooses the drivers, runs the daemon until it is told to stop.
+
+`python -m hostd --config FILE` serves; `python -m hostd --config FILE probe` only says what VMs would run on.
+"""
+
+import argparse
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from fleet.config import load_config
+from fleet.errors import BedplateError, UnavailableError
+from fleet.model.ids import HostId
+from fleet.store.etcd import open_etcd
+from fleet.telemetry import configure_logging
+from hostd.config import HostdConfig
+from hostd.daemon import SCRATCH_DIR, Parts, run_daemon
+from hostd.drivers.guest import SocketLinks
+from hostd.drivers.hypervisor import AcceleratorProbe, LibvirtHypervisor
+from hostd.drivers.image import ImageStore, ScratchDisks, SourceStore
+from hostd.drivers.network import LinuxNetwork, NetworkSettings
+from hostd.orders import Orders
+from hostd.reconcile.apply import Drivers
+from hostd.reconcile.state import BootFiles
+from hostd.sourcing import Sourcing
+
+_EPILOG = """examples:
+  python -m hostd --config /etc/bedplate/hostd.toml
+  python -m hostd --config /etc/bedplate/hostd.toml probe     {"accelerator": "kvm", "reason": "…"}
+"""
+
+
+def main() -> int:
+    """Runs one command; 0 when it ended as asked, 1 for an error that it has printed."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("hostd", description=__doc__, epilog=_EPILOG, formatter_class=formatter)
+    parser.add_argument("--config", type=Path, default=Path("/etc/bedplate/hostd.toml"), help="TOML (%(default)s)")
+    parser.add_argument("command", nargs="?", choices=["serve", "probe"], default="serve", help="(%(default)s)")
+    options = parser.parse_args()
+    try:
+        config = load_config(HostdConfig, options.config)
+        config.check()
+        configure_logging("hostd", config.log_level)
+        for folder in (config.state_dir, config.run_dir, config.log_dir):
+            _ensure_folder(folder)
+        asyncio.run(_print_probe(config) if options.command == "probe" else _serve(config))
+    except BedplateError as error:
+        print(f"error: {error.message}\n  next: {error.next_step}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+async def _serve(config: HostdConfig) -> None:
+    lock = _hold_state(config.state_dir)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    user, interface = config.find_qemu_user(), config.network.interface()
+    store = open_etcd(config.etcd, config.tls)
+    images, sources = ImageStore(config.images_dir), SourceStore(config.state_dir / "sources")
+    hypervisor, links = LibvirtHypervisor(config.libvirt_uri, user, _probe(config, images)), SocketLinks()
+    accelerator, reason = await hypervisor.probe_accelerator()
+    sourcing = Sourcing(HostId(config.host_id), store, sources, config.tls)
+    drivers = Drivers(
+        hypervisor=hypervisor,
+        network=LinuxNetwork(NetworkSettings(config.network.bridge, interface, user.uid, user.gid)),
+        disks=ScratchDisks(config.state_dir / SCRATCH_DIR, (user.uid, user.gid)),
+        images=images,
+        sources=sourcing,
+    )
+    orders = Orders(config.state_dir)
+    try:
+        await run_daemon(
+            Parts(config, store, orders, drivers, links, images, sources, sourcing, accelerator, reason), stop
+        )
+    finally:
+        await links.close()
+        await hypervisor.close()
+        await store.close()
+        os.close(lock)
+
+
+async def _print_probe(config: HostdConfig) -> None:
+    accelerator, reason = await _probe(config, ImageStore(config.images_dir)).run()
+    print(json.dumps({"accelerator": accelerator, "reason": reason}))  # noqa: T201
+
+
+def _probe(config: HostdConfig, images: ImageStore) -> AcceleratorProbe:
+    async def find_boot() -> BootFiles | None:
+        found = await images.list_images()
+        return await images.ensure_image(found[0].digest) if found else None
+
+    return AcceleratorProbe(config.find_qemu_user(), config.state_dir / "accelerator.json", find_boot)
+
+
+def _ensure_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # QEMU's unprivileged user passes through to the files that are its own.
+        folder.chmod(0o711)
+    except OSError as error:
+        next_step = "run hostd as root, or name another folder in the configuration"
+        raise UnavailableError("folder_unusable", f"{folder}: {error.strerror}", next_step) from error
+
+
+def _hold_state(state_dir: Path) -> int:
+    """Holds the state folder against a second hostd; the kernel lets go when this process ends."""
+    handle = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        message = f"another hostd uses {state_dir}"
+        raise UnavailableError("state_in_use", message, "stop it first, or name another state_dir") from error
+    return handle
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""hostd's configuration file, as frozen dataclasses; docs/operator.md shows one with comments."""
+
+import pwd
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from fleet.errors import InvalidSpecError
+from fleet.identity import TlsFiles
+from fleet.model.ids import is_dns_label
+from hostd.drivers.domain_xml import QemuUser
+from hostd.inventory import InventorySettings
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """The bridge of this host's sandboxes and its address; the subnet is theirs alone and need not be routed."""
+
+    bridge: str = "bedplate0"
+    address: str = "10.77.0.1/16"
+
+    def interface(self) -> IPv4Interface:
+        """The parsed address; raises InvalidSpecError."""
+        try:
+            return IPv4Interface(self.address)
+        except ValueError as error:
+            message = f"{self.address!r} is no address with its prefix"
+            raise InvalidSpecError("config_invalid", message, "write 10.77.0.1/16", field="network.address") from error
+
+
+@dataclass(frozen=True, slots=True)
+class HostdConfig:
+    """One host's configuration. `qemu_user` is a name or a number; `advertise` is where others reach `listen`, if not there."""
+
+    host_id: str
+    etcd: tuple[str, ...]
+    tls: TlsFiles
+    listen: str = "0.0.0.0:7611"
+    advertise: str = ""
+    libvirt_uri: str = "qemu:///system"
+    qemu_user: str = "libvirt-qemu"
+    images_dir: Path = Path("/var/lib/bedplate/images")
+    state_dir: Path = Path("/var/lib/bedplate/hostd")
+    run_dir: Path = Path("/run/bedplate")
+    log_dir: Path = Path("/var/log/bedplate")
+    log_level: str = "info"
+    network: NetworkConfig = NetworkConfig()
+    inventory: InventorySettings = field(default_factory=InventorySettings)
+
+    def check(self) -> None:
+        """Raises InvalidSpecError for what the types alone do not say."""
+        if not is_dns_label(self.host_id):
+            message = f"{self.host_id!r} is no DNS label"
+            raise InvalidSpecError("config_invalid", message, "use 1 to 63 of a-z, 0-9 and -", field="host_id")
+        self.network.interface()
+
+    def find_qemu_user(self) -> QemuUser:
+        """The user by number; raises InvalidSpecError when this machine does not know the name."""
+        if self.qemu_user.isdecimal():
+            return QemuUser(int(self.qemu_user), int(self.qemu_user))
+        try:
+            entry = pwd.getpwnam(self.qemu_user)
+        except KeyError as error:
+            message = f"this machine has no user {self.qemu_user!r}"
+            next_step = "install libvirt-daemon-system, or name another unprivileged user"
+            raise InvalidSpecError("config_invalid", message, next_step, field="qemu_user") from error
+        return QemuUser(entry.pw_uid, entry.pw_gid)

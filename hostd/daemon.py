@@ -1,0 +1,182 @@
+"""Puts the parts of hostd together and runs them. Decides nothing itself; the drivers are chosen by __main__."""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import structlog
+
+from bedplate.content.v1 import content_pb2, content_pb2_grpc
+from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
+from fleet.errors import BedplateError
+from fleet.identity import Role
+from fleet.model.host import Accelerator, HostImage, HostRecord
+from fleet.model.ids import HostId
+from fleet.model.sandbox import NetworkMode
+from fleet.rpc import STOP_GRACE_S, start_server
+from fleet.store.keyspace import host_assignments
+from fleet.store.mirror import Mirror
+from fleet.store.port import Store
+from hostd.api.changes import Changes
+from hostd.api.content import ContentService, SourcesHeld
+from hostd.api.output import OutputService
+from hostd.config import HostdConfig
+from hostd.drivers.ports import GuestLinks
+from hostd.intake import Intake
+from hostd.inventory import read_boot_id, read_capacity, read_labels
+from hostd.orders import Orders
+from hostd.publish import Publisher
+from hostd.reconcile.apply import Applier, Drivers, Images, Place
+from hostd.reconcile.loop import Reconciler
+from hostd.reconcile.session import Sessions
+from hostd.registration import Registration
+from hostd.sourcing import LocalSources, Sourcing
+
+# What the record says is looked at again this often: images come and go, disks fill.
+REFRESH_INTERVAL_S = 30.0
+RETRY_S = 2.0
+SCRATCH_DIR = "scratch"
+
+ROLES = {
+    service_pb2.DESCRIPTOR.services_by_name["OutputService"].full_name: frozenset({Role.SCHEDULER}),
+    content_pb2.DESCRIPTOR.services_by_name["ContentService"].full_name: frozenset({Role.SCHEDULER, Role.HOST}),
+}
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What __main__ chose for this host."""
+
+    config: HostdConfig
+    store: Store
+    orders: Orders
+    drivers: Drivers
+    links: GuestLinks
+    images: "TaggedImages"
+    sources: "HeldSources"
+    sourcing: Sourcing
+    accelerator: Accelerator
+    accelerator_reason: str
+
+
+class TaggedImages(Images, Protocol):
+    """Images that also list what may be asked for by name."""
+
+    async def list_images(self) -> tuple[HostImage, ...]: ...
+
+
+class HeldSources(SourcesHeld, LocalSources, Protocol):
+    """A store of sources that takes, gives and makes disks."""
+
+
+async def run_daemon(parts: Parts, stop: asyncio.Event) -> None:
+    """Serves until `stop` is set; VMs run on. Raises what keeps the host from starting."""
+    daemon = _Daemon(parts)
+    await parts.drivers.network.ensure_bridge()
+    server, port = await start_server(parts.config.listen, parts.config.tls, ROLES, daemon.register)
+    address = parts.config.advertise or f"{parts.config.listen.rsplit(':', 1)[0]}:{port}"
+    log.info("hostd.started", host_id=parts.config.host_id, address=address, accelerator=parts.accelerator)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(part) for part in daemon.parts(await daemon.describe(address), address)]
+            await stop.wait()
+            for task in running:
+                task.cancel()
+    finally:
+        await server.stop(STOP_GRACE_S)
+        log.info("hostd.stopped", host_id=parts.config.host_id)
+
+
+class _Daemon:
+    """The parts of one host, joined by nudges."""
+
+    def __init__(self, parts: Parts) -> None:
+        config, host_id = parts.config, HostId(parts.config.host_id)
+        interface = config.network.interface()
+        self._parts = parts
+        self._changes = Changes()
+        self._mirror = Mirror(parts.store, host_assignments(host_id))
+        self._registration = Registration(parts.store, host_id, read_boot_id())
+        prefix = interface.network.prefixlen
+        sessions = Sessions(parts.orders, parts.links, self._on_guest, now_ms, prefix_length=prefix)
+        place = Place(config.run_dir, config.log_dir, prefix, parts.accelerator)
+        applier = Applier(parts.drivers, parts.orders, sessions, place, now_ms)
+        subnet = interface.network
+        self._reconciler = Reconciler(parts.orders, parts.drivers, applier, sessions, now_ms, subnet=subnet)
+        self._publisher = Publisher(host_id, parts.store, parts.orders, self._reconciler, parts.accelerator)
+        self._intake = Intake(host_id, self._mirror, parts.orders, self._reconciler)
+        self._reconciler.on_pass(self._on_pass)
+        self._registration.on_registered(self._publisher.nudge)
+        parts.drivers.hypervisor.on_change(self._reconciler.nudge)
+
+    def register(self, server: Any) -> None:
+        """Adds the services to a server."""
+        parts = self._parts
+        content = ContentService(parts.orders, parts.sources, parts.sourcing.tell)
+        service_pb2_grpc.add_OutputServiceServicer_to_server(OutputService(parts.orders, self._changes), server)
+        content_pb2_grpc.add_ContentServiceServicer_to_server(content, server)
+
+    def parts(self, record: HostRecord, address: str) -> list[Coroutine[Any, Any, None]]:
+        """Everything that runs for as long as hostd does."""
+        return [
+            self._mirror.run(),
+            self._intake.run(),
+            self._reconciler.run(),
+            self._publisher.run(self._registration.fence),
+            self._registration.run(record),
+            self._tell_sources(),
+            self._refresh(address),
+        ]
+
+    async def describe(self, address: str) -> HostRecord:
+        """This host's record as of now."""
+        config = self._parts.config
+        return HostRecord(
+            host_id=HostId(config.host_id),
+            address=address,
+            capacity=read_capacity(config.inventory.capacity, config.state_dir, config.state_dir / SCRATCH_DIR),
+            labels=read_labels(config.inventory),
+            images=await self._parts.images.list_images(),
+            accelerator=self._parts.accelerator,
+            accelerator_reason=self._parts.accelerator_reason,
+            network_modes=(NetworkMode.NONE, NetworkMode.CLOSED),
+            version=version("bedplate"),
+            registered_at_ms=0,
+        )
+
+    def _on_guest(self) -> None:
+        self._changes.nudge()
+        self._publisher.nudge()
+        self._reconciler.nudge()
+
+    def _on_pass(self) -> None:
+        self._changes.nudge()
+        self._publisher.nudge()
+
+    async def _tell_sources(self) -> None:
+        while True:
+            try:
+                await self._parts.sourcing.tell_all()
+            except BedplateError as error:
+                log.warning("sources.untold", code=error.code, error=error.message)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    async def _refresh(self, address: str) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_INTERVAL_S)
+            try:
+                await self._registration.update(await self.describe(address))
+            except BedplateError as error:
+                log.warning("host.unrefreshed", code=error.code, error=error.message)
+
+
+def now_ms() -> int:
+    """Wall-clock milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

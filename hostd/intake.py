@@ -1,0 +1,77 @@
+"""Takes this host's orders from the store into its own folder. With the store away the last orders stay in force."""
+
+import asyncio
+from contextlib import suppress
+
+import structlog
+
+from fleet.codec import decode
+from fleet.errors import BedplateError, InvalidSpecError
+from fleet.model.assignment import Assignment
+from fleet.model.ids import HostId, SandboxId
+from fleet.model.sandbox import Goal
+from fleet.store.keyspace import host_assignments
+from fleet.store.mirror import Mirror
+from hostd.orders import Orders
+from hostd.reconcile.loop import Reconciler
+
+# An order that could not be taken (no address was free) is tried again, also when nothing has changed.
+LOOK_INTERVAL_S = 10.0
+
+log = structlog.get_logger()
+
+
+class Intake:
+    """Keeps the orders folder equal to the store's assignments for one host."""
+
+    def __init__(self, host_id: HostId, mirror: Mirror, orders: Orders, reconciler: Reconciler) -> None:
+        self._host_id = host_id
+        self._mirror = mirror
+        self._orders = orders
+        self._reconciler = reconciler
+        self._vanished: frozenset[SandboxId] = frozenset()
+
+    async def run(self) -> None:
+        """Follows the mirror until cancelled."""
+        while True:
+            changed = self._mirror.changed()
+            if self._mirror.is_fresh:
+                self._take()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_INTERVAL_S):
+                    await changed.wait()
+
+    def _take(self) -> None:
+        wanted = self._read()
+        for sandbox_id, order in wanted.items():
+            if self._orders.orders.get(sandbox_id) != order:
+                self._accept(order)
+        gone = frozenset(self._orders.orders) - frozenset(wanted)
+        for sandbox_id in gone:
+            # An assignment is deleted only after its sandbox was ordered away. One that is missing otherwise was lost with the
+            # store, and no accident there may end a running VM.
+            if self._orders.orders[sandbox_id].goal is Goal.REMOVE:
+                self._orders.forget_order(sandbox_id)
+                log.info("order.forgotten", sandbox_id=sandbox_id)
+                self._reconciler.nudge()
+            elif sandbox_id not in self._vanished:
+                log.warning("order.vanished", sandbox_id=sandbox_id)
+        self._vanished = gone & frozenset(self._orders.orders)
+
+    def _read(self) -> dict[SandboxId, Assignment]:
+        wanted = {}
+        for entry in self._mirror.under(host_assignments(self._host_id)):
+            try:
+                order = decode(Assignment, entry.value)
+            except InvalidSpecError as error:
+                log.warning("order.unreadable", key=entry.key, code=error.code)
+                continue
+            wanted[order.sandbox_id] = order
+        return wanted
+
+    def _accept(self, order: Assignment) -> None:
+        try:
+            self._reconciler.accept(order)
+            log.info("order.taken", sandbox_id=order.sandbox_id, goal=order.goal, generation=order.generation)
+        except BedplateError as error:
+            log.warning("order.untaken", sandbox_id=order.sandbox_id, code=error.code, error=error.message)

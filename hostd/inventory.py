@@ -1,0 +1,85 @@
+"""What this host has to give: read from the machine, lowered or raised by its operator. Knows no store."""
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fleet.errors import HostFaultError
+from fleet.model.host import Capacity
+from fleet.model.sandbox import Label
+from fleet.model.units import MIB
+
+MEMINFO = Path("/proc/meminfo")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# What the host keeps for its kernel, libvirt, hostd and the page cache: a tenth, and never less than a GiB.
+HOST_MEMORY_SHARE, HOST_MEMORY_MIB_MIN = 10, 1024
+# Scratch disks may fill what is free, apart from a tenth for logs, output, artifacts and sources.
+HOST_DISK_SHARE = 10
+# One bridge takes 1024 ports (BR_MAX_PORTS of the kernel), and every sandbox is one.
+SANDBOXES_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class CapacitySettings:
+    """What an operator sets aside for sandboxes; 0 takes what the machine has. `vcpus` past the machine's own overcommits."""
+
+    vcpus: int = 0
+    memory_mib: int = 0
+    disk_mib: int = 0
+    sandboxes: int = SANDBOXES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class InventorySettings:
+    """Capacity and the labels that jcards may require."""
+
+    capacity: CapacitySettings = CapacitySettings()
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def read_capacity(settings: CapacitySettings, state_dir: Path, scratch_dir: Path) -> Capacity:
+    """The host's capacity; what scratch disks occupy already counts as free, for its reservations are counted elsewhere.
+
+    Raises HostFaultError `capacity_impossible` when the operator promises more memory or disk than there is.
+    """
+    memory_mib = _usable_memory_mib()
+    disk_mib = _usable_disk_mib(state_dir, scratch_dir)
+    _check_promise("memory_mib", settings.memory_mib, memory_mib)
+    _check_promise("disk_mib", settings.disk_mib, disk_mib)
+    return Capacity(
+        vcpus=settings.vcpus or os.cpu_count() or 1,
+        memory_mib=settings.memory_mib or memory_mib,
+        disk_mib=settings.disk_mib or disk_mib,
+        sandboxes=min(settings.sandboxes, SANDBOXES_MAX),
+    )
+
+
+def read_labels(settings: InventorySettings) -> tuple[Label, ...]:
+    """The operator's labels, and what the machine says of itself: `arch`."""
+    labels = {"arch": os.uname().machine, **settings.labels}
+    return tuple(Label(name, value) for name, value in sorted(labels.items()))
+
+
+def read_boot_id() -> str:
+    """What tells one boot of this machine from another."""
+    return BOOT_ID.read_text().strip()
+
+
+def _usable_memory_mib() -> int:
+    total_kib = next(int(line.split()[1]) for line in MEMINFO.read_text().splitlines() if line.startswith("MemTotal:"))
+    total_mib = total_kib // 1024
+    return max(0, total_mib - max(HOST_MEMORY_MIB_MIN, total_mib // HOST_MEMORY_SHARE))
+
+
+def _usable_disk_mib(state_dir: Path, scratch_dir: Path) -> int:
+    # st_blocks counts 512 bytes each, whatever the filesystem's own block is (stat(2)).
+    occupied = sum(path.stat().st_blocks * 512 for path in scratch_dir.glob("*.raw"))
+    free_mib = (shutil.disk_usage(state_dir).free + occupied) // MIB
+    return free_mib - free_mib // HOST_DISK_SHARE
+
+
+def _check_promise(name: str, promised: int, usable: int) -> None:
+    if promised > usable:
+        message = f"inventory.capacity.{name}: {promised} is more than the {usable} this machine can give"
+        raise HostFaultError("capacity_impossible", message, "lower it, or set 0 to take what there is")

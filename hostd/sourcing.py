@@ -1,0 +1,115 @@
+"""Where sources come from: this host's own store, or another host that has them. Tells the store what this host holds.
+
+Hosts fetch from each other directly, with their own certificates; what arrives is verified by its digest before it counts.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import grpc
+import structlog
+
+from bedplate.content.v1 import content_pb2, content_pb2_grpc
+from fleet.codec import decode
+from fleet.errors import BedplateError, NotFoundError, UnavailableError
+from fleet.identity import TlsFiles, host_server_name
+from fleet.model.host import HostRecord
+from fleet.model.ids import Digest, HostId, Tenant, digest_hex
+from fleet.rpc import open_channel, translated
+from fleet.store.keyspace import SOURCES, alive_key, host_key, source_hosts, source_key
+from fleet.store.port import TRANSACTION_OPS_MAX, Delete, Put, Store, Write
+
+# The largest source (2 GiB) over a gigabit takes 20 s; ten minutes are a peer that hangs.
+FETCH_TIMEOUT_S = 600.0
+
+log = structlog.get_logger()
+
+
+class LocalSources(Protocol):
+    """This host's own store of sources."""
+
+    def has(self, tenant: Tenant, digest: Digest) -> bool: ...
+    def list_sources(self) -> list[tuple[Tenant, Digest]]: ...
+    async def put(self, tenant: Tenant, digest: Digest, size_bytes: int, chunks: AsyncIterator[bytes]) -> None: ...
+    async def ensure_disk(self, tenant: Tenant, digest: Digest) -> str: ...
+
+
+class Sourcing:
+    """The sources of this host and, through them, of the fleet."""
+
+    def __init__(self, host_id: HostId, store: Store, local: LocalSources, tls: TlsFiles) -> None:
+        self._host_id = host_id
+        self._store = store
+        self._local = local
+        self._tls = tls
+        # Two sandboxes that start with the same source fetch it once.
+        self._lock = asyncio.Lock()
+
+    async def ensure_disk(self, tenant: Tenant, digest: Digest) -> str:
+        """The path of the source's verified disk, fetched from another host first when this one lacks it."""
+        async with self._lock:
+            if not self._local.has(tenant, digest):
+                await self._fetch(tenant, digest)
+                await self.tell(tenant, digest)
+        return await self._local.ensure_disk(tenant, digest)
+
+    async def tell(self, tenant: Tenant, digest: Digest) -> None:
+        """Notes in the store that this host holds a source."""
+        await self._store.transact([], [Put(source_key(tenant, digest_hex(digest), self._host_id), b"")])
+
+    async def tell_all(self) -> None:
+        """Makes the store's notes about this host equal to what it holds."""
+        listing = await self._store.list_prefix(SOURCES)
+        told = {entry.key for entry in listing.entries if entry.key.endswith(f"/{self._host_id}")}
+        held = {source_key(tenant, digest_hex(digest), self._host_id) for tenant, digest in self._local.list_sources()}
+        writes: list[Write] = [Put(key, b"") for key in sorted(held - told)]
+        writes += [Delete(key) for key in sorted(told - held)]
+        for start in range(0, len(writes), TRANSACTION_OPS_MAX):
+            await self._store.transact([], writes[start : start + TRANSACTION_OPS_MAX])
+
+    async def _fetch(self, tenant: Tenant, digest: Digest) -> None:
+        error: BedplateError = NotFoundError(
+            "source_unknown", f"no host that is alive has source {digest}", "submit it again: mb up sends it anew"
+        )
+        for peer in await self._peers(tenant, digest):
+            try:
+                await self._fetch_from(peer, tenant, digest)
+            except BedplateError as failure:
+                log.warning(
+                    "source.unfetched", peer=peer.host_id, digest=digest, code=failure.code, error=failure.message
+                )
+                error = UnavailableError(failure.code, failure.message, "it is tried again")
+            else:
+                log.info("source.fetched", peer=peer.host_id, digest=digest)
+                return
+        raise error
+
+    async def _peers(self, tenant: Tenant, digest: Digest) -> list[HostRecord]:
+        """The hosts that say they hold the source and are alive."""
+        listing = await self._store.list_prefix(source_hosts(tenant, digest_hex(digest)))
+        names = [HostId(entry.key.rsplit("/", 1)[-1]) for entry in listing.entries]
+        peers = []
+        for host_id in names:
+            record = await self._store.get(host_key(host_id))
+            if host_id != self._host_id and record and await self._store.get(alive_key(host_id)):
+                peers.append(decode(HostRecord, record.value))
+        return peers
+
+    async def _fetch_from(self, peer: HostRecord, tenant: Tenant, digest: Digest) -> None:
+        request = content_pb2.FetchSourceRequest(tenant=tenant, digest=digest)
+        async with open_channel(peer.address, self._tls, host_server_name(peer.host_id)) as channel:
+            with translated(f"host {peer.host_id}"):
+                call = content_pb2_grpc.ContentServiceStub(channel).FetchSource(request, timeout=FETCH_TIMEOUT_S)
+                first: Any = await call.read()
+                if first is grpc.aio.EOF:
+                    raise UnavailableError("source_empty", f"host {peer.host_id} sent nothing", "it is tried again")
+                await self._local.put(tenant, digest, first.size_bytes, _chunks(first, call))
+
+
+async def _chunks(
+    first: content_pb2.ContentChunk, call: AsyncIterator[content_pb2.ContentChunk]
+) -> AsyncIterator[bytes]:
+    yield first.payload
+    async for chunk in call:
+        yield chunk.payload
