@@ -1,15 +1,11 @@
 """What a creation must meet before it is written, and why one that was not written was not."""
 
-from fleet.codec import encode
 from fleet.errors import BedplateError, ConflictError, InvalidSpecError, UnavailableError
 from fleet.model.admission import refusals
 from fleet.model.ids import SandboxId, Tenant, is_sandbox_id
 from fleet.model.sandbox import SandboxRecord, SandboxSpec
-from fleet.store.port import VALUE_BYTES_MAX
 from scheduler.placement.snapshot import Snapshot
 
-# A record is a spec and little else, and must stay one value of the store.
-SPEC_BYTES_MAX = VALUE_BYTES_MAX - 4096
 # A snapshot holds every record; ten busy tenants at this limit still leave a look at it far below a second.
 RECORDS_MAX = 1000
 # The fields behind the first are named, not explained: a message for people, not a report.
@@ -31,9 +27,6 @@ def check_spec(snapshot: Snapshot, tenant: Tenant, spec: SandboxSpec) -> None:
         first, others = found[0], [other.field for other in found[1:]]
         also = f" (also refused: {', '.join(others[:FIELDS_NAMED_MAX])}{', …' * (len(others) > FIELDS_NAMED_MAX)})"
         raise InvalidSpecError(first.code, first.message + also * bool(others), first.next_step, field=first.field)
-    if len(encode(spec)) > SPEC_BYTES_MAX:
-        message = f"it is larger than {SPEC_BYTES_MAX // 1024} KiB"
-        raise InvalidSpecError("spec_too_large", message, "put long texts in a file of the source", field="spec")
     for index, source in enumerate(spec.sources):
         if (tenant, source.digest) not in snapshot.sources:
             message = f"no host holds {source.digest}"

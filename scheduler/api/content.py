@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
+
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
 from fleet.errors import InvalidSpecError, NotFoundError, UnavailableError
 from fleet.identity import Identity
@@ -50,8 +52,7 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
             call: Any = stub.UploadSource(timeout=TRANSFER_S)
             context.add_done_callback(lambda _context: call.cancel())
             try:
-                await _pass_on(call, header, request_iterator)
-                response = await call
+                response = await _pass_on(call, header, request_iterator)
             finally:
                 call.cancel()
         await self._registered(tenant, digest, host_id)
@@ -150,17 +151,25 @@ async def _read_header(requests: AsyncIterator[Any]) -> Any:
     return first.header
 
 
-async def _pass_on(call: Any, header: Any, requests: AsyncIterator[Any]) -> None:
-    """Sends header and chunks to the host, the next one only when it has taken the last; stops early when the host has answered."""
-    await _write(call, content_pb2.UploadSourceRequest(header=header))
+async def _pass_on(call: Any, header: Any, requests: AsyncIterator[Any]) -> Any:
+    """Sends header and chunks to the host, the next one only when it has taken the last; its answer.
+
+    A host that has the source answers early. The client's chunks are read to their end nevertheless: gRPC clients that are
+    answered in mid-write see an internal error instead of the answer.
+    """
+    response = None if await _write(call, content_pb2.UploadSourceRequest(header=header)) else await call
     left_bytes = header.size_bytes
-    while not call.done() and (request := await _next(requests)) is not None:
+    while (request := await _next(requests)) is not None:
         left_bytes -= len(request.chunk)
         if request.WhichOneof("part") != "chunk" or len(request.chunk) > CHUNK_BYTES or left_bytes < 0:
             message = f"a message is no chunk of at most {CHUNK_BYTES} bytes, or past the size in the header"
             raise InvalidSpecError("chunk_invalid", message, "send the source again")
-        await _write(call, request)
-    await call.done_writing()
+        if response is None and not await _write(call, request):
+            response = await call
+    if response is None:
+        await call.done_writing()
+        response = await call
+    return response
 
 
 async def _next(requests: AsyncIterator[Any]) -> Any:
@@ -172,12 +181,16 @@ async def _next(requests: AsyncIterator[Any]) -> Any:
         raise UnavailableError("upload_stalled", message, "send the source again") from error
 
 
-async def _write(call: Any, request: Any) -> None:
-    # A call that has ended takes no more; awaiting it tells its result, or why.
+async def _write(call: Any, request: Any) -> bool:
+    """Whether the host took it; if not it has answered already, and awaiting the call tells what."""
     if call.done():
-        return
+        return False
     try:
         async with asyncio.timeout(IDLE_S):
             await call.write(request)
     except TimeoutError as error:
         raise UnavailableError("host_silent", f"the host took nothing for {IDLE_S:.0f} s", "try again") from error
+    except grpc.aio.AioRpcError:
+        # What a failed write raises is gRPC's "internal error", not the host's answer.
+        return False
+    return True

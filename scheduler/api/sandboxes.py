@@ -63,7 +63,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
         response = service_pb2.ListSandboxesResponse(sandboxes=sandboxes)
         if response.ByteSize() > LISTING_BYTES_MAX:
             message = f"{len(sandboxes)} sandboxes are too many for one listing"
-            raise InvalidSpecError("listing_too_large", message, "name one tenant with --tenant", field="tenant")
+            raise InvalidSpecError("listing_too_large", message, "name one tenant, or destroy some", field="tenant")
         return response
 
     async def WatchSandbox(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
