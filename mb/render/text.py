@@ -10,8 +10,6 @@ from fleet.model.units import render_seconds
 
 WIDTH = 80
 COLUMN_GAP = "  "
-# Below this a shortened column says nothing any more.
-COLUMN_CHARS_MIN = 8
 
 _COLOURS = {"red": "31", "green": "32", "cyan": "36", "bold": "1"}
 # Control, format (bidirectional overrides among them), surrogate, unassigned; line and paragraph separators.
@@ -48,14 +46,14 @@ def wrap(label: str, text: str, indent: int = 13) -> list[str]:
     return [(label if index == 0 else "").ljust(indent) + line for index, line in enumerate(lines)]
 
 
-def render_table(headers: Sequence[str], rows: Iterable[Sequence[str]], shrink: int = 0) -> list[str]:
-    """A table within WIDTH: column `shrink` gives way first, then every line is cut."""
+def render_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table within WIDTH; where it is too wide the widest column gives way."""
     cells = [list(headers), *([clean(cell) for cell in row] for row in rows)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(headers))]
-    excess = sum(widths) + len(COLUMN_GAP) * (len(widths) - 1) - WIDTH
-    if excess > 0:
-        widths[shrink] = max(widths[shrink] - excess, COLUMN_CHARS_MIN)
-    return [shorten(_join(row, widths), WIDTH) for row in cells]
+    room = WIDTH - len(COLUMN_GAP) * (len(widths) - 1)
+    while sum(widths) > room:
+        widths[widths.index(max(widths))] -= 1
+    return [_join(row, widths) for row in cells]
 
 
 def count(number: int, noun: str) -> str:

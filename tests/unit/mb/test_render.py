@@ -1,0 +1,227 @@
+"""What people see: within 80 columns, with everything that helps, and nothing of a guest's that steers a terminal."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fleet.model.host import Accelerator, Capacity, Host, HostImage, HostRecord, Reservation
+from fleet.model.ids import HostId, Tenant
+from fleet.model.sandbox import Phase, Reason
+from mb.compare import FileDiff
+from mb.render.diff import render_diff, render_stat
+from mb.render.hosts import render_hosts
+from mb.render.output import OutputPrinter
+from mb.render.progress import Progress, render_summary
+from mb.render.sandbox import render_listing, render_sandbox, to_json
+from mb.render.text import WIDTH, clean, render_age, render_table
+from tests.unit.mb.build import DIGEST, NOW_MS, SANDBOX_ID, failed, pending, sandbox
+
+LONG = "x" * 63
+NASTY = Reason("agent_failed", "wrote \x1b]0;owned\x07 and \u202ereversed " + "words " * 40, "look at mb logs")
+
+
+def fits(lines: list[str]) -> bool:
+    return all(len(line) <= WIDTH and "\x1b" not in line and "\u202e" not in line for line in lines)
+
+
+def test_a_listing_fits_and_is_newest_first() -> None:
+    """Long names and hosts give way; the id stays whole, because one types it."""
+    old = sandbox(created_at_ms=NOW_MS - 90_000_000)
+    longest = replace(sandbox(host_id=HostId(LONG)), spec=replace(sandbox().spec, name=LONG))
+    lines = render_listing([old, longest], NOW_MS + 65_000)
+    assert fits(lines)
+    assert lines[0].split() == ["NAME", "PHASE", "HOST", "EXIT", "AGE", "ID"]
+    assert "65 s" in lines[1]
+    assert "25 h" in lines[2]
+
+
+def test_a_listing_of_ordinary_names_is_whole() -> None:
+    """The usual case is not shortened, and says how agents ended."""
+    (_, line) = render_listing([sandbox()], NOW_MS)
+    assert line.split() == ["fix-tests", "completed", "rack1-07", "0", "0", "s", SANDBOX_ID]
+
+
+def test_operators_see_whose_sandbox_it_is() -> None:
+    """With several tenants the name carries the tenant."""
+    lines = render_listing([sandbox(), sandbox(tenant=Tenant("other"))], NOW_MS)
+    assert [line.split()[0] for line in lines[1:]] == ["lab/fix-tests", "other/fix-tests"]
+
+
+def test_a_status_shows_everything() -> None:
+    """Phase, host, accelerator, address, agents, stages with durations, changes."""
+    text = "\n".join(render_sandbox(sandbox(), NOW_MS))
+    for part in (
+        "fix-tests",
+        "completed",
+        "rack1-07 (tcg)",
+        "10.77.0.2",
+        "exit 0",
+        "image_verified",
+        "0.80 s",
+        "3 paths",
+    ):
+        assert part in text, part
+    assert fits(render_sandbox(sandbox(), NOW_MS))
+
+
+def test_a_pending_status_tells_why() -> None:
+    """Refusal is shown with its counts and reasons."""
+    lines = render_sandbox(pending(), NOW_MS)
+    text = " ".join(" ".join(lines).split())
+    assert "no room on 3 hosts: memory (2 hosts); vcpus (1 host)" in text
+    assert "the most that one of them has free is 1024 MiB" in text
+    assert fits(lines)
+
+
+def test_a_reason_comes_with_its_next_step_and_harmless() -> None:
+    """What a guest said is shown, and cannot steer the terminal."""
+    lines = render_sandbox(failed(NASTY), NOW_MS)
+    text = "\n".join(lines)
+    assert "\\x1b]0;owned\\x07" in text
+    assert "look at mb logs" in text
+    assert fits(lines)
+    assert fits(render_summary(failed(NASTY)))
+
+
+def test_a_summary_says_what_to_do_next() -> None:
+    """After a run: how it ended, where the time went, and the commands that go on."""
+    lines = render_summary(sandbox())
+    text = "\n".join(lines)
+    for part in ("completed", "fixer completed, exit 0", "link_connected", "mb diff fix-tests", "mb destroy fix-tests"):
+        assert part in text, part
+    assert fits(lines)
+    assert "mb diff" not in "\n".join(render_summary(failed(NASTY)))
+
+
+def test_progress_says_each_thing_once() -> None:
+    """A watch repeats the whole sandbox; the reader sees only what is new."""
+    stream = io.StringIO()
+    progress = Progress(stream, clock_s=iter([0.0] + [1.5] * 50).__next__)
+    for _ in range(2):
+        progress.show(pending())
+    for _ in range(2):
+        progress.show(sandbox(phase=Phase.RUNNING))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == len(set(lines))
+    assert lines[0] == "[   1.5 s] pending: no room on 3 hosts: memory (2 hosts); vcpus (1 host)"
+    assert "[   1.5 s] assigned to host rack1-07 (+0.20 s)" in lines
+    assert lines[-1] == "[   1.5 s] agent fixer completed, exit 0"
+
+
+def test_hosts_show_used_of_total() -> None:
+    """An operator sees at a glance what is left."""
+    record = HostRecord(
+        HostId("rack1-07"),
+        "10.0.0.7:7444",
+        Capacity(64, 128 * 1024, 1024 * 1024, 50),
+        (),
+        (HostImage("base:latest", DIGEST),),
+        Accelerator.TCG,
+        "the probe guest did not boot on KVM " * 4,
+        (),
+        "0.1.0",
+        NOW_MS,
+    )
+    lines = render_hosts([Host(record, True, Reservation(HostId("rack1-07"), 4, 4608, 2048, 2))])
+    assert lines[1].split() == ["rack1-07", "yes", "tcg", "4/64", "4.5/128", "2/1024", "2/50"]
+    assert "base:latest" in lines[2]
+    assert fits(lines)
+
+
+def test_json_has_every_field() -> None:
+    """Programs get what fleet.model has, enums as their words."""
+    value = to_json(sandbox())
+    assert (value["phase"], value["spec"]["name"], value["status"]["agents"][0]["exit_code"]) == (
+        "completed",
+        "fix-tests",
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("ümläut ✓", "ümläut ✓"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("a\u2028b", "a\\u2028b"),
+        ("\x9b1m", "\\x9b1m"),
+    ],
+)
+def test_clean_writes_out_what_steers(text: str, shown: str) -> None:
+    """Escape sequences, C1 controls, separators and overrides lose their power, text keeps its look."""
+    assert clean(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("age_s", "shown"), [(0, "0 s"), (119, "119 s"), (120, "2 m"), (7200, "2 h"), (172_800, "2 d")]
+)
+def test_ages_are_one_unit(age_s: int, shown: str) -> None:
+    """Short enough for a column; a clock that is behind gives no negative age."""
+    assert render_age(NOW_MS, NOW_MS + age_s * 1000) == shown
+    assert render_age(NOW_MS + 5000, NOW_MS) == "0 s"
+
+
+def test_a_table_never_leaves_the_screen() -> None:
+    """However long the cells are."""
+    assert fits(render_table(("A", "B"), [("x" * 200, "y" * 200)]))
+
+
+class Terminal(io.StringIO):
+    """A terminal, as far as a program can ask."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Pipe(io.TextIOWrapper):
+    """A pipe whose bytes can be read."""
+
+    def __init__(self) -> None:
+        self.raw_bytes = io.BytesIO()
+        super().__init__(self.raw_bytes)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    """Somewhere that is no terminal."""
+    with Pipe() as opened:
+        yield opened
+
+
+def test_output_into_a_pipe_is_exact(pipe: Pipe) -> None:
+    """Every byte, also those that are no text."""
+    OutputPrinter(pipe, prefix=False).write("a", b"\x1b[1m\xff\r\n")
+    assert pipe.raw_bytes.getvalue() == b"\x1b[1m\xff\r\n"
+
+
+def test_output_on_a_terminal_is_harmless() -> None:
+    """Also when a character comes in two pieces."""
+    terminal = Terminal()
+    printer = OutputPrinter(terminal, prefix=False)
+    for payload in (b"\x1b[2Jx\xc3", b"\xbc\rhidden\n"):
+        printer.write("a", payload)
+    assert terminal.getvalue() == "\\x1b[2Jxühidden\n"
+
+
+def test_lines_of_several_agents_are_told_apart(pipe: Pipe) -> None:
+    """Each line is printed whole, behind its agent's name; the last one also without a newline."""
+    printer = OutputPrinter(pipe, prefix=True)
+    for agent, payload in (("a", b"one\ntw"), ("b", b"1\n"), ("a", b"o\n"), ("b", b"2")):
+        printer.write(agent, payload)
+    printer.finish("a")
+    printer.finish("b")
+    assert pipe.raw_bytes.getvalue() == b"a | one\nb | 1\na | two\nb | 2\n"
+
+
+def test_a_diff_is_coloured_only_where_it_may_be() -> None:
+    """Exact for `git apply`, cleaned for a terminal, coloured only there."""
+    fields: dict[str, Any] = {"path": "a", "kind": "modified", "insertions": 1, "deletions": 0, "remark": ""}
+    diff = FileDiff(**fields, lines=("+\x1b[31m",))
+    assert list(render_diff([diff], is_terminal=False, is_coloured=False)) == ["+\x1b[31m"]
+    assert list(render_diff([diff], is_terminal=True, is_coloured=False)) == ["+\\x1b[31m"]
+    assert list(render_diff([diff], is_terminal=True, is_coloured=True)) == ["\x1b[32m+\\x1b[31m\x1b[0m"]
+    assert render_stat([diff])[-1] == "1 path, +1 -0"
