@@ -1,5 +1,5 @@
 """The host's side of the guest links (docs/guest-link.md)."""
 
-from hostd.drivers.guest.link import SocketLinks
+from hostd.drivers.guest.link import Pace, SocketLinks
 
-__all__ = ["SocketLinks"]
+__all__ = ["Pace", "SocketLinks"]

@@ -86,9 +86,14 @@ class FrameReader:
 
 def _decode(header: bytes, payload: bytes) -> LinkMessage:
     try:
-        fields: Any = json.loads(header)
+        fields: Any = json.loads(header.decode(), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise FrameError("a header is no JSON") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
         raise FrameError("a header is no object with a type")
     return LinkMessage(fields.pop("type"), fields, payload)
+
+
+def _refuse(constant: str) -> None:
+    # Python's reader takes NaN and Infinity, RFC 8259 does not.
+    raise ValueError(constant)

@@ -20,16 +20,27 @@ from hostd.drivers.guest.frames import NONCE_BYTES, FrameError, FrameReader, enc
 from hostd.drivers.ports import LinkMessage, LinkReceiver
 
 READ_BYTES = 64 * 1024
-# How long the guest may leave a marker unanswered before the next is sent: early in a boot nobody reads the port yet.
-MARKER_INTERVAL_S = 2.0
-# QEMU makes the socket a moment after its start and serves one client at a time.
-CONNECT_DELAY_S = 0.2
-# A guest that takes no byte for so long, with QEMU's buffers full, is not reading.
-SEND_TIMEOUT_S = 30.0
 BREAKS_MAX = 5
 BREAKS_WINDOW_S = 60.0
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long a link waits, in seconds.
+
+    `marker_s` for the answer to a marker before the next is sent: early in a boot nobody reads the port yet. `connect_s` before it
+    connects again: QEMU makes the socket a moment after its start and serves one client at a time. `send_s` for a guest that
+    takes no byte, with QEMU's buffers full: it is not reading.
+    """
+
+    marker_s: float = 2.0
+    connect_s: float = 0.2
+    send_s: float = 30.0
+
+
+DEFAULT_PACE = Pace()
 
 
 @dataclass(slots=True)
@@ -48,8 +59,9 @@ class _Link:
 class SocketLinks:
     """The links of this host, over the sockets that QEMU serves."""
 
-    def __init__(self, make_nonce: Callable[[int], bytes] = secrets.token_bytes) -> None:
+    def __init__(self, make_nonce: Callable[[int], bytes] = secrets.token_bytes, pace: Pace = DEFAULT_PACE) -> None:
         self._make_nonce = make_nonce
+        self._pace = pace
         self._links: dict[SandboxId, _Link] = {}
 
     def attach(self, sandbox_id: SandboxId, link_path: str, receive: LinkReceiver) -> None:
@@ -66,7 +78,7 @@ class SocketLinks:
             raise UnavailableError("link_down", f"the guest link of {sandbox_id} is down", "it is retried")
         try:
             link.writer.write(encode_frame(message))
-            async with asyncio.timeout(SEND_TIMEOUT_S):
+            async with asyncio.timeout(self._pace.send_s):
                 await link.writer.drain()
         except (OSError, TimeoutError) as error:
             link.writer.transport.abort()
@@ -85,7 +97,7 @@ class SocketLinks:
             await self.detach(sandbox_id)
 
     async def _run(self, link: _Link) -> None:
-        while True:
+        while self._is_attached(link):
             try:
                 await self._hold_session(link)
             except FrameError as error:
@@ -95,7 +107,7 @@ class SocketLinks:
                     return
             except OSError:
                 pass
-            await asyncio.sleep(CONNECT_DELAY_S)
+            await asyncio.sleep(self._pace.connect_s)
 
     async def _hold_session(self, link: _Link) -> None:
         reader, writer = await asyncio.open_unix_connection(link.path)
@@ -111,10 +123,10 @@ class SocketLinks:
     async def _converse(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         frames = FrameReader()
         marker_at = 0.0
-        while True:
+        while self._is_attached(link):
             if not frames.is_framed and time.monotonic() >= marker_at:
                 writer.write(frames.expect(self._make_nonce(NONCE_BYTES)))
-                marker_at = time.monotonic() + MARKER_INTERVAL_S
+                marker_at = time.monotonic() + self._pace.marker_s
             try:
                 async with asyncio.timeout(None if frames.is_framed else max(0.0, marker_at - time.monotonic())):
                     content = await reader.read(READ_BYTES)
@@ -130,10 +142,15 @@ class SocketLinks:
         if frames.is_framed and not link.is_framed:
             link.is_framed = True
             await link.receive(link.sandbox_id, LinkMessage("connected"))
-        if first is not None:
+        if first is not None and self._is_attached(link):
             await link.receive(link.sandbox_id, first)
         for message in messages:
-            await link.receive(link.sandbox_id, message)
+            if self._is_attached(link):
+                await link.receive(link.sandbox_id, message)
+
+    def _is_attached(self, link: _Link) -> bool:
+        # A receiver may detach the link whose message it takes: its runner then ends by itself.
+        return self._links.get(link.sandbox_id) is link
 
     def _has_broken_too_often(self, link: _Link) -> bool:
         link.breaks.append(time.monotonic())
