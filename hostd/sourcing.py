@@ -107,9 +107,7 @@ class Sourcing:
                 await self._local.put(tenant, digest, first.size_bytes, _chunks(first, call))
 
 
-async def _chunks(
-    first: content_pb2.ContentChunk, call: AsyncIterator[content_pb2.ContentChunk]
-) -> AsyncIterator[bytes]:
+async def _chunks(first: Any, call: Any) -> AsyncIterator[bytes]:
     yield first.payload
     async for chunk in call:
         yield chunk.payload
