@@ -106,6 +106,11 @@ class Fleet:
         self._channels.append(channel)
         return Client(channel)
 
+    async def close(self) -> None:
+        """Closes the clients."""
+        for channel in self._channels:
+            await channel.close()
+
     async def answers(self) -> None:
         """Returns when the scheduler serves and has its store."""
         await self._until(lambda _hosts: True)
@@ -137,8 +142,7 @@ class Fleet:
         try:
             yield self
         finally:
-            for channel in self._channels:
-                await channel.close()
+            await self.close()
             stop.set()
             await server
 
