@@ -111,7 +111,8 @@ def _add(sink: _Sink, entry: os.DirEntry[str], path: str) -> None:
         member.type, member.mode = tarfile.DIRTYPE, 0o755
         _add_header(sink, member)
     elif stat.S_ISLNK(found.st_mode):
-        member.type, member.mode, member.linkname = tarfile.SYMTYPE, 0o777, str(Path(entry.path).readlink())
+        member.type, member.mode = tarfile.SYMTYPE, 0o777
+        member.linkname = os.readlink(entry.path)  # noqa: PTH115 (a Path would normalise the target)
         _check_path(entry.path, member.linkname, 1)
         _add_header(sink, member)
     else:
