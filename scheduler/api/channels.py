@@ -1,4 +1,4 @@
-"""One channel to each host, kept while the host's address stays, and the way to call through it."""
+"""One channel to each host, kept while the host's address stays. Calls on a channel that is given up end as `host_moved`."""
 
 from __future__ import annotations  # grpc.aio classes are generic in their stubs only
 

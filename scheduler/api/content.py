@@ -1,8 +1,7 @@
 """ContentService: passes sources on to a host and sources and artifacts back, each within its tenant. Stores nothing itself."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -13,15 +12,15 @@ from fleet.identity import Identity
 from fleet.model.admission import SOURCE_BYTES_MAX
 from fleet.model.host import Reservation
 from fleet.model.ids import Digest, HostId, Tenant, is_digest
-from fleet.rpc import CHUNK_BYTES, caller_of, translated
+from fleet.rpc import CHUNK_BYTES, caller_of
 from scheduler.api.access import find_sandbox, tenant_of
 from scheduler.api.channels import HostChannels
-from scheduler.api.relay import IDLE_S, TRANSFER_S, peer_name, relay
+from scheduler.api.relay import IDLE_S, TRANSFER_S, Slots, calling, relay
 from scheduler.placement.snapshot import Snapshot, free_of
 from scheduler.state import FleetState
 
-# Each upload holds a few chunks in memory and a stream to a host, whose disk is the bottleneck.
-UPLOADS_MAX = 32
+# One caller's. Each holds a few chunks in memory and a stream to a host, whose disk is the bottleneck.
+UPLOADS_MAX = 16
 # The host's registration of a source is in the mirror within milliseconds.
 REGISTERED_TIMEOUT_S = 10.0
 
@@ -32,7 +31,7 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
     def __init__(self, state: FleetState, channels: HostChannels) -> None:
         self._state = state
         self._channels = channels
-        self._uploads = 0
+        self._uploads = Slots("uploads", UPLOADS_MAX)
 
     async def HasSource(self, request: Any, context: Any) -> Any:  # noqa: N802 (the stub's names)
         """Whether a live host holds the source."""
@@ -41,6 +40,7 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
 
     async def UploadSource(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:  # noqa: N802
         """Passes a source on to one host, and answers once a sandbox may name it."""
+        self._uploads.take(context)
         header = await _read_header(request_iterator)
         tenant, digest = _check_source(caller_of(context), header)
         _check_size(header.size_bytes)
@@ -48,7 +48,7 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
         host_id = choose_holder(snapshot, tenant, digest)
         stub = content_pb2_grpc.ContentServiceStub(self._channels.channel(snapshot, host_id))
         header = content_pb2.UploadSourceHeader(digest=digest, size_bytes=header.size_bytes, tenant=tenant)
-        with self._upload_slot(), translated(peer_name(host_id)):
+        with calling(host_id):
             call: Any = stub.UploadSource(timeout=TRANSFER_S)
             context.add_done_callback(lambda _context: call.cancel())
             try:
@@ -82,17 +82,6 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
         wanted = content_pb2.FetchArtifactRequest(sandbox=record.sandbox_id, tenant=record.tenant)
         async for chunk in relay(stub.FetchArtifact(wanted, timeout=TRANSFER_S), assignment.host_id, context):
             yield chunk
-
-    @contextmanager
-    def _upload_slot(self) -> Iterator[None]:
-        if self._uploads >= UPLOADS_MAX:
-            message = f"{UPLOADS_MAX} uploads are under way, as many as the scheduler takes"
-            raise UnavailableError("uploads_busy", message, "try again in a moment")
-        self._uploads += 1
-        try:
-            yield
-        finally:
-            self._uploads -= 1
 
     async def _registered(self, tenant: Tenant, digest: Digest, host_id: HostId) -> None:
         try:

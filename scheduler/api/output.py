@@ -15,11 +15,13 @@ from fleet.model.sandbox import Goal, SandboxRecord
 from fleet.rpc import caller_of
 from scheduler.api.access import find_sandbox
 from scheduler.api.channels import HostChannels
-from scheduler.api.relay import IDLE_S, relay
+from scheduler.api.relay import IDLE_S, Slots, relay
 from scheduler.placement.snapshot import Snapshot
 from scheduler.state import FleetState
 
 FOLLOW_ROUND_S = 300.0
+# One caller's: half of all the sandboxes a tenant may have, followed at once.
+READS_MAX = 500
 # A hostd that restarts is back within seconds; a host that is gone for longer is told, with the offset left to the client.
 RECONNECT_S = 1.0
 RECONNECTS_MAX = 30
@@ -31,9 +33,11 @@ class OutputService(service_pb2_grpc.OutputServiceServicer):
     def __init__(self, state: FleetState, channels: HostChannels) -> None:
         self._state = state
         self._channels = channels
+        self._reads = Slots("reads of output", READS_MAX)
 
     async def ReadOutput(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 (the stub's name)
         """Chunks from `offset` on; with follow, waits for a host if need be and goes on until nothing can follow."""
+        self._reads.take(context)
         record = find_sandbox(self._state.fresh(), caller_of(context), request.sandbox, request.tenant)
         wanted = service_pb2.ReadOutputRequest(
             sandbox=record.sandbox_id,

@@ -15,7 +15,8 @@ from fleet.rpc import MESSAGE_BYTES_MAX, caller_of
 from fleet.store.keyspace import id_key, name_key, record_key, tombstone_key
 from fleet.store.port import Put, Store, Unmoved
 from scheduler.api.access import find_sandbox, tenant_of
-from scheduler.api.admission import check_id, check_spec, explain_conflict, id_reused
+from scheduler.api.admission import RECORDS_MAX, check_id, check_spec, explain_conflict, id_reused
+from scheduler.api.relay import Slots
 from scheduler.api.view import brief, view, view_removed, views_of
 from scheduler.state import FleetState
 
@@ -32,6 +33,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
         self._store = store
         self._state = state
         self._now_ms = now_ms
+        self._watches = Slots("watches", RECORDS_MAX)
 
     async def CreateSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802 (the stub's names)
         """Writes the wish if its id is new; the same wish again gives the same sandbox, whatever has become of it."""
@@ -68,6 +70,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
 
     async def WatchSandbox(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """The sandbox now and after every change; changes that come faster than they are read are seen as one."""
+        self._watches.take(context)
         snapshot = self._state.fresh()
         record = find_sandbox(snapshot, caller_of(context), request.sandbox, request.tenant)
         last = None

@@ -115,9 +115,14 @@ class Fleet:
         """Returns when the scheduler serves and has its store."""
         await self._until(lambda _hosts: True)
 
-    async def knows(self, host_id: HostId) -> None:
-        """Returns when the scheduler sees that host alive."""
-        await self._until(lambda hosts: any(one.record.host_id == host_id and one.is_alive for one in hosts))
+    async def knows(self, host_id: HostId, address: str = "") -> None:
+        """Returns when the scheduler sees that host alive, at `address` if one is given."""
+
+        def is_there(host: Any) -> bool:
+            is_right = host.record.host_id == host_id and address in ("", host.record.address)
+            return bool(is_right and host.is_alive)
+
+        await self._until(lambda hosts: any(map(is_there, hosts)))
 
     async def _until(self, holds: Callable[[Sequence[Any]], bool]) -> None:
         operator = self.client(Role.OPERATOR, "operator")
@@ -160,6 +165,8 @@ class ObedientHost:
         self.changes = Changes()
         self.mirror = Mirror(store, host_assignments(host_id))
         self.output_calls = 0
+        self.address = ""
+        self._left_behind: list[grpc.aio.Server] = []
 
     @asynccontextmanager
     async def running(self, as_host: HostId | None = None) -> AsyncIterator["ObedientHost"]:
@@ -171,11 +178,17 @@ class ObedientHost:
                 yield self
         finally:
             await self._store.transact([], [Delete(alive_key(self._claimed))])
-            await self._server.stop(None)
+            for server in (self._server, *self._left_behind):
+                await server.stop(None)
 
     async def restart(self) -> None:
         """The server ends as in a crash and comes back at another address; folders and lease stay."""
         await self._server.stop(None)
+        await self._serve()
+
+    async def move(self) -> None:
+        """It serves at another address; the old server stays up, as behind a firewall that keeps connections."""
+        self._left_behind.append(self._server)
         await self._serve()
 
     async def _serve(self) -> None:
@@ -185,7 +198,8 @@ class ObedientHost:
             sandbox_grpc.add_OutputServiceServicer_to_server(_CountedOutput(self), server)
 
         self._server, port = await start_server(f"{LOOPBACK}:0", self._tls, HOST_SERVICES, register)
-        await self._store.transact([], host_puts(host(self._claimed, address=f"{LOOPBACK}:{port}")))
+        self.address = f"{LOOPBACK}:{port}"
+        await self._store.transact([], host_puts(host(self._claimed, address=self.address)))
 
     async def print(self, sandbox_id: str, content: bytes, agent: str = "worker") -> None:
         """The agent has printed `content`."""

@@ -23,7 +23,7 @@ from fleet.rpc import CHUNK_BYTES, error_from_call
 from fleet.store.keyspace import source_hosts
 from fleet.store.memory import MemoryStore
 from fleet.store.port import Store
-from scheduler.api.content import choose_holder
+from scheduler.api.content import UPLOADS_MAX, choose_holder
 from tests.integration.scheduler.parts import HANG_S, Client, Fleet, ObedientHost
 from tests.unit.scheduler.build import DEMO, ROOMY, SOURCE, host, sandbox_id, snapshot, spec
 
@@ -221,10 +221,11 @@ async def test_output_of_what_has_not_started_is_empty(demo: Client, fleet: Flee
     assert await reader == b""
 
 
-async def test_a_follow_outlives_a_restart_of_hostd(
-    demo: Client, local: ObedientHost, store: Store, pki: Path, tmp_path: Path
+@pytest.mark.parametrize("change", ["restart", "move"])
+async def test_a_follow_outlives_a_change_of_address(
+    fleet: Fleet, demo: Client, local: ObedientHost, change: str
 ) -> None:
-    """When hostd ends and comes back at another address, a follow goes on where it was: nothing is lost or doubled."""
+    """When hostd comes back at another address, a follow goes on where it was: nothing is lost or doubled."""
     await run_one(demo, local)
     await local.start(ID)
     follow = demo.output.ReadOutput(service_pb2.ReadOutputRequest(sandbox=ID, follow=True))
@@ -232,7 +233,10 @@ async def test_a_follow_outlives_a_restart_of_hostd(
     async with asyncio.timeout(HANG_S):
         first = await anext(aiter(follow))
     assert first.payload == b"before "
-    await local.restart()
+    await (local.restart() if change == "restart" else local.move())
+    # Another call makes the scheduler give the old address up, once it has heard of the new one.
+    await fleet.knows(local.host_id, local.address)
+    assert await collect(demo.output.ReadOutput(service_pb2.ReadOutputRequest(sandbox=ID))) == b"before "
     await local.print(ID, b"after")
     await local.finish(ID, b"", digest_of(b""))
     rest = b""
@@ -263,6 +267,25 @@ async def test_a_follower_that_goes_away_frees_the_host(demo: Client, local: Obe
         follow.cancel()
         while local.output_calls:  # noqa: ASYNC110 (the end of a call at the far side is no event here)
             await asyncio.sleep(0.01)
+
+
+async def test_one_caller_has_so_many_uploads(demo: Client) -> None:
+    """An upload beyond a caller's limit is refused with what to do; when one ends there is room again."""
+    gate = asyncio.Event()
+
+    async def waiting() -> AsyncIterator[Any]:
+        await gate.wait()
+        for message in upload(pack(10)):
+            yield message
+
+    calls = [demo.content.UploadSource(waiting()) for _ in range(UPLOADS_MAX)]
+    for call in calls:
+        await call.wait_for_connection()
+    error = await refusal_of(demo.content.UploadSource(upload(pack(10))))
+    assert (type(error), error.code) == (UnavailableError, "calls_exhausted")
+    gate.set()
+    assert {answer.digest for answer in await asyncio.gather(*calls)} == {digest_of(pack(10))}
+    assert (await demo.content.UploadSource(upload(pack(10)))).was_held
 
 
 async def test_an_artifact_comes_back(demo: Client, local: ObedientHost) -> None:
