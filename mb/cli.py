@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from fleet.errors import BedplateError, InvalidSpecError
+from fleet.errors import BedplateError, HostFaultError, InvalidSpecError
 from mb.exits import MEANINGS, Exit, exit_for
 
 _VERBS = {
@@ -31,6 +31,9 @@ _VERBS = {
     "pki": ("mb.commands.pki", "Authority and certificates."),
     "version": ("mb.commands.version", "Print mb's version."),
 }
+
+# Usage errors of click have several lines.
+LINE_ENDS = "\n"
 
 _EPILOG = "\n".join(
     [
@@ -97,6 +100,12 @@ class RootGroup(LazyGroup):
         except BedplateError as error:
             report_error(error, "--json" in arguments)
             code = exit_for(error)
+        except OSError as error:
+            # A full disk, a folder that may not be read: what a verb did not foresee is told, not thrown at the user.
+            report_error(
+                HostFaultError("system_refused", str(error), "mend it and run mb again"), "--json" in arguments
+            )
+            code = Exit.ERROR
         sys.exit(code if isinstance(code, int) else Exit.OK)
 
 
@@ -119,9 +128,12 @@ def report_error(error: BedplateError, as_json: bool) -> None:
 
 
 def _print_error(message: str, next_step: str) -> None:
-    click.echo(f"error: {message}", err=True)
+    from mb.render.text import clean  # noqa: PLC0415 (only an error needs it)
+
+    # Messages may quote what a guest said.
+    click.echo(f"error: {clean(message, keep=LINE_ENDS)}", err=True)
     if next_step:
-        click.echo(f"  next: {next_step}", err=True)
+        click.echo(f"  next: {clean(next_step)}", err=True)
 
 
 def _report_usage(error: click.ClickException, as_json: bool) -> Exit:

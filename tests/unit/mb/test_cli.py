@@ -166,6 +166,16 @@ def test_a_configuration_that_is_wrong(tmp_path: Path, changes: dict[str, str], 
     assert text in result.stderr
 
 
+def test_what_the_system_refuses_is_told() -> None:
+    """No verb ends in a traceback because a disk is full."""
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "mb", "version"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=PROJECT)
+    assert done.returncode == Exit.ERROR
+    assert "error: [Errno 28] No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_configuration_is_found_by_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """$BEDPLATE_CONFIG, else the user's own; when there is none, it is said how to get one."""
     monkeypatch.setenv("BEDPLATE_CONFIG", str(tmp_path / "other.toml"))
