@@ -11,7 +11,7 @@ from scheduler.placement.filters import Candidate, first_excluding, refuse, reso
 from scheduler.placement.scores import score
 from scheduler.placement.snapshot import Snapshot, free_of, reserved, share_of
 
-# One plan's share of the event loop: 200 placements over 1,000 hosts take about a second. The rest is in the next plan.
+# One plan's share of the event loop: 200 placements over 1,000 hosts take half a second. The rest is in the next plan.
 PLACEMENTS_MAX = 200
 
 
