@@ -14,12 +14,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from fleet.codec import decode, encode
+from fleet.errors import HostFaultError, InvalidSpecError
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId, is_sandbox_id
 from hostd.files import disk_faults, remove_durable, sync_folder, write_durable
 from hostd.reconcile.progress import Progress
+
+T = TypeVar("T")
 
 _AGENT_FILE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -98,17 +102,27 @@ class Orders:
         return self._sandboxes_dir / sandbox_id / "artifact"
 
     def _load_order(self, sandbox_id: SandboxId) -> Assignment:
-        return decode(Assignment, (self._orders_dir / sandbox_id).read_bytes())
+        return _load(Assignment, self._orders_dir / sandbox_id)
 
     def _load_progress(self, sandbox_id: SandboxId) -> Progress | None:
         path = self._sandboxes_dir / sandbox_id / "progress"
         if not path.exists():
             return None
-        progress = decode(Progress, path.read_bytes())
+        progress = _load(Progress, path)
         agents = tuple(
             replace(agent, output_bytes=self.output_bytes(sandbox_id, agent.name)) for agent in progress.agents
         )
         return replace(progress, agents=agents)
+
+
+def _load(kind: type[T], path: Path) -> T:
+    # What cannot be read is not skipped: a sandbox that nobody ordered is removed, and no bad sector may order that.
+    try:
+        with disk_faults(path):
+            return decode(kind, path.read_bytes())
+    except InvalidSpecError as error:
+        next_step = "restore the file; or remove it, and the sandbox with it"
+        raise HostFaultError("state_unreadable", f"{path}: {error.message}", next_step) from error
 
 
 def _names(folder: Path) -> list[SandboxId]:

@@ -2,26 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import structlog
 
 from fleet.codec import decode, encode
-from fleet.errors import BedplateError
+from fleet.errors import BedplateError, InvalidSpecError
 from fleet.model.host import Accelerator
 from fleet.model.ids import HostId, SandboxId
 from fleet.model.sandbox import Goal, Phase, SandboxStatus
 from fleet.store.keyspace import host_statuses, status_key
-from fleet.store.port import TRANSACTION_OPS_MAX, Delete, Put, Store, Unmoved, Write
+from fleet.store.lease import Pause
+from fleet.store.port import Delete, KeyValue, Put, Store, Unmoved, Write
 from hostd.orders import Orders
-from hostd.reconcile.diff import is_released
 from hostd.reconcile.loop import Reconciler
 from hostd.reconcile.progress import is_over, render_status
 
 # Output counters move all the time; a status is at most this old, and etcd sees at most this many writes of a host.
 INTERVAL_S = 0.3
 RETRY_S = 2.0
+# A status of the most agents, each with its reason, is 32 KiB; so many stay below etcd's limit of 1.5 MiB in one request.
+WRITES_MAX = 32
 
 log = structlog.get_logger()
 
@@ -30,14 +32,22 @@ class Publisher:
     """Keeps the statuses in the store equal to what the orders folder and the last pass say."""
 
     def __init__(
-        self, host_id: HostId, store: Store, orders: Orders, reconciler: Reconciler, accelerator: Accelerator
+        self,
+        host_id: HostId,
+        store: Store,
+        orders: Orders,
+        reconciler: Reconciler,
+        accelerator: Accelerator,
+        *,
+        pause: Pause = asyncio.sleep,
     ) -> None:
         self._host_id = host_id
         self._store = store
         self._orders = orders
         self._reconciler = reconciler
         self._accelerator = accelerator
-        self._published: dict[SandboxId, SandboxStatus] | None = None
+        self._pause = pause
+        self._published: Mapping[SandboxId, SandboxStatus | None] | None = None
         self._nudged = asyncio.Event()
 
     def nudge(self) -> None:
@@ -59,20 +69,19 @@ class Publisher:
                 self._published = None
                 self._nudged.set()
                 delay_s = RETRY_S
-            await asyncio.sleep(delay_s)
+            await self._pause(delay_s)
 
     async def _publish(self, held: Unmoved) -> None:
         if self._published is None:
             listing = await self._store.list_prefix(host_statuses(self._host_id))
-            found = [decode(SandboxStatus, entry.value) for entry in listing.entries]
-            self._published = {status.sandbox_id: status for status in found}
+            self._published = {_id_of(entry): _decode(entry) for entry in listing.entries}
         current = {status.sandbox_id: status for status in self._render_all()}
         changed = [status for id_, status in current.items() if not _is_same(status, self._published.get(id_))]
         gone = [sandbox_id for sandbox_id in self._published if sandbox_id not in current]
         writes: list[Write] = [Put(self._key(status.sandbox_id), encode(status)) for status in changed]
         writes += [Delete(self._key(sandbox_id)) for sandbox_id in gone]
-        for start in range(0, len(writes), TRANSACTION_OPS_MAX - 1):
-            committed = await self._store.transact([held], writes[start : start + TRANSACTION_OPS_MAX - 1])
+        for start in range(0, len(writes), WRITES_MAX):
+            committed = await self._store.transact([held], writes[start : start + WRITES_MAX])
             if not committed.is_committed:
                 # The lease is not what it was: whoever holds it now lists first, then writes.
                 self._published = None
@@ -87,10 +96,10 @@ class Publisher:
 
     def _render(self, sandbox_id: SandboxId) -> SandboxStatus:
         order, progress = self._orders.orders[sandbox_id], self._orders.progress.get(sandbox_id)
-        observed, now_ms = self._reconciler.observed, time.time_ns() // 1_000_000
-        released = observed is not None and is_released(observed, sandbox_id)
+        released, now_ms = self._reconciler.is_released(sandbox_id), time.time_ns() // 1_000_000
         if progress is None:
-            phase = Phase.REMOVED if released and order.goal is Goal.REMOVE else Phase.REMOVING
+            released = released and order.goal is Goal.REMOVE
+            phase = Phase.REMOVED if released else Phase.REMOVING
             return SandboxStatus(sandbox_id, self._host_id, order.generation, phase, released=released, at_ms=now_ms)
         status = render_status(
             order,
@@ -104,6 +113,18 @@ class Publisher:
 
     def _key(self, sandbox_id: SandboxId) -> str:
         return status_key(self._host_id, sandbox_id)
+
+
+def _id_of(entry: KeyValue) -> SandboxId:
+    return SandboxId(entry.key.rsplit("/", 1)[-1])
+
+
+def _decode(entry: KeyValue) -> SandboxStatus | None:
+    try:
+        return decode(SandboxStatus, entry.value)
+    except InvalidSpecError:
+        # Of another version, or broken: it is written anew.
+        return None
 
 
 def _is_same(one: SandboxStatus, other: SandboxStatus | None) -> bool:

@@ -35,7 +35,8 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
 
     async def UploadSource(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:  # noqa: ARG002, N802
         """Takes a source in, and returns once it is durable and registered."""
-        header = (await anext(request_iterator)).header
+        first = await anext(request_iterator, content_pb2.UploadSourceRequest())
+        header = first.header
         tenant, digest = _check_names(header.tenant, header.digest)
         was_held = self._sources.has(tenant, digest)
         await self._sources.put(tenant, digest, header.size_bytes, _chunks(request_iterator))
@@ -57,8 +58,11 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
         if progress.artifact is None:
             next_step = "wait until its agents have ended: mb status shows it"
             raise NotFoundError("artifact_missing", f"sandbox {order.spec.name} has no artifact", next_step)
-        async for chunk in _send(self._orders.artifact_path(sandbox_id), progress.artifact.digest):
-            yield chunk
+        try:
+            async for chunk in _send(self._orders.artifact_path(sandbox_id), progress.artifact.digest):
+                yield chunk
+        except FileNotFoundError as error:
+            raise NotFoundError("sandbox_unknown", f"sandbox {sandbox_id} was removed", "see mb ls") from error
 
 
 def _check_names(tenant: str, digest: str) -> tuple[Tenant, Digest]:

@@ -13,6 +13,7 @@ from fleet.rpc import CHUNK_BYTES
 from hostd.api.changes import Changes
 from hostd.orders import Orders
 from hostd.reconcile.progress import Progress, find_agent, is_over
+from hostd.reconcile.words import OUTPUT_BYTES_MAX
 
 
 class OutputService(service_pb2_grpc.OutputServiceServicer):
@@ -28,6 +29,9 @@ class OutputService(service_pb2_grpc.OutputServiceServicer):
         agent = self._agent_name(sandbox_id, Tenant(request.tenant), request.agent)
         path = self._orders.output_path(sandbox_id, agent)
         offset = request.offset
+        if offset > OUTPUT_BYTES_MAX:
+            message = f"{offset} is past the {OUTPUT_BYTES_MAX} bytes that an agent may print"
+            raise InvalidSpecError("offset_invalid", message, "read from 0", field="offset")
         while True:
             # Whether the end is reached is asked before reading: what is written in between belongs to the next round.
             changed = self._changes.subscribe()

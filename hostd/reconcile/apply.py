@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Protocol
 
+from fleet.errors import HostFaultError
 from fleet.model.assignment import Assignment
 from fleet.model.host import Accelerator
 from fleet.model.ids import Digest, SandboxId, Tenant
@@ -104,9 +105,15 @@ class Applier:
     async def _ensure_domain(self, action: Action) -> None:
         order, progress = self._orders.orders[action.sandbox_id], self._orders.progress[action.sandbox_id]
         # Counted before it is tried; each try is a new machine to its guest (vmgenid).
-        progress = replace(progress, starts=progress.starts + 1, generation_id=str(uuid.uuid4()))
-        self._orders.put_progress(progress)
-        await self._drivers.hypervisor.ensure_domain(await self._machine(order, progress))
+        counted = replace(progress, starts=progress.starts + 1, generation_id=str(uuid.uuid4()))
+        machine = await self._machine(order, counted)
+        self._orders.put_progress(counted)
+        try:
+            await self._drivers.hypervisor.ensure_domain(machine)
+        except HostFaultError:
+            # The host failed, not the VM: the loop counts such tries, and fails the sandbox with what the host said.
+            self._orders.put_progress(replace(counted, starts=progress.starts))
+            raise
         self._reach(action.sandbox_id, "domain_started")
 
     async def _resume_domain(self, action: Action) -> None:

@@ -18,7 +18,7 @@ from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Goal, NetworkMode, Reason
 from hostd.orders import Orders
 from hostd.reconcile.apply import Applier, Drivers
-from hostd.reconcile.diff import Action, Desired, diff
+from hostd.reconcile.diff import Action, Desired, diff, is_released
 from hostd.reconcile.progress import STAGE_RELEASED, begin, fail, is_over, reach_stage
 from hostd.reconcile.session import Sessions
 from hostd.reconcile.state import Observed
@@ -69,6 +69,7 @@ class Reconciler:
         now_ms: Callable[[], int],
         *,
         subnet: IPv4Network = DEFAULT_SUBNET,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._orders = orders
         self._drivers = drivers
@@ -76,9 +77,12 @@ class Reconciler:
         self._sessions = sessions
         self._now_ms = now_ms
         self._subnet = subnet
+        self._clock = clock
         self._nudged = asyncio.Event()
         self._slots = asyncio.Semaphore(WORKERS_MAX)
         self._busy: set[SandboxId] = set()
+        # Sandboxes on which a worker has been at work since the drivers last looked, or while they did.
+        self._unseen: set[SandboxId] = set()
         self._trouble: dict[SandboxId, _Trouble] = {}
         self._listeners: list[Callable[[], None]] = []
         self.observed: Observed | None = None
@@ -97,12 +101,21 @@ class Reconciler:
         return Reason(found.error.code, found.error.message, found.error.next_step) if found else None
 
     def accept(self, order: Assignment) -> None:
-        """Takes an order over, durably; a sandbox new to this host gets an address."""
-        self._orders.put_order(order)
+        """Takes an order over, durably; a sandbox new to this host gets an address.
+
+        Raises HostFaultError `addresses_exhausted` or `disk_failed`; the order is then not taken.
+        """
         if order.goal is not Goal.REMOVE and order.sandbox_id not in self._orders.progress:
             address = "" if order.spec.network.mode is NetworkMode.NONE else str(self._free_address())
+            # Before the order: progress without an order is cleared away, an order without progress would wait for ever.
             self._orders.put_progress(begin(order, address, ""))
+        self._orders.put_order(order)
         self.nudge()
+
+    def is_released(self, sandbox_id: SandboxId) -> bool:
+        """Whether nothing of the sandbox's VM is left, by a look that no worker has made stale."""
+        observed = self.observed
+        return observed is not None and sandbox_id not in self._unseen and is_released(observed, sandbox_id)
 
     async def run(self) -> None:
         """Passes until cancelled."""
@@ -124,30 +137,35 @@ class Reconciler:
         """One look at everything; raises the BedplateError of a driver that cannot look."""
         busy_before = frozenset(self._busy)
         observed = await self._observe()
-        self.observed = observed
+        self.observed, self._unseen = observed, set(busy_before)
         # What a worker changed while the drivers looked may have been seen before or after: it waits for the next pass.
         for sandbox_id in sorted((observed.sandbox_ids() | frozenset(self._orders.orders)) - busy_before):
             self._check_limits(sandbox_id)
             actions = diff(self._desired(sandbox_id), observed, sandbox_id)
             if actions and self._may_try(sandbox_id):
                 self._busy.add(sandbox_id)
-                workers.create_task(self._work(sandbox_id, actions))
+                self._unseen.add(sandbox_id)
+                workers.create_task(self._work(sandbox_id, actions, self._orders.orders.get(sandbox_id)))
             elif not actions:
                 self._settle(sandbox_id)
         for sandbox_id in self._sessions.attached() - busy_before:
-            await self._press_on(sandbox_id)
+            # Beside the pass: a guest that does not read delays only itself.
+            workers.create_task(self._press_on(sandbox_id))
 
-    async def _work(self, sandbox_id: SandboxId, actions: Iterable[Action]) -> None:
+    async def _work(self, sandbox_id: SandboxId, actions: Iterable[Action], order: Assignment | None) -> None:
         started = time.monotonic()
-        done = []
+        done: list[str] = []
         try:
             async with self._slots:
                 for action in actions:
+                    if self._orders.orders.get(sandbox_id) != order:
+                        # Decided for an order that is none any more: the next pass decides again.
+                        break
                     await self._applier.apply(action)
                     done.append(str(action.step))
             self._trouble.pop(sandbox_id, None)
-        except BedplateError as error:
-            self._note_trouble(sandbox_id, error)
+        except Exception as error:  # the rim: a failure stops that sandbox only
+            self._note_trouble(sandbox_id, error if isinstance(error, BedplateError) else _surprise(error))
         finally:
             self._busy.discard(sandbox_id)
             duration_ms = round((time.monotonic() - started) * 1000, 1)
@@ -204,7 +222,7 @@ class Reconciler:
         known = self._trouble.get(sandbox_id)
         attempts = known.attempts + 1 if known else 1
         delay_s = BACKOFF_S[min(attempts, len(BACKOFF_S)) - 1]
-        self._trouble[sandbox_id] = _Trouble(attempts, error, time.monotonic() + delay_s)
+        self._trouble[sandbox_id] = _Trouble(attempts, error, self._clock() + delay_s)
         log.warning("sandbox.troubled", sandbox_id=sandbox_id, code=error.code, error=error.message, attempts=attempts)
         desired = self._desired(sandbox_id)
         if desired is None or is_over(desired.progress, desired.order.goal):
@@ -212,15 +230,19 @@ class Reconciler:
         if isinstance(error, InvalidSpecError | NotFoundError) or (
             isinstance(error, HostFaultError) and (error.code in HOPELESS or attempts >= START_ATTEMPTS_MAX)
         ):
-            reason = Reason(error.code, error.message, error.next_step)
-            self._orders.put_progress(fail(desired.progress, reason))
+            failed = fail(desired.progress, Reason(error.code, error.message, error.next_step))
+            try:
+                self._orders.put_progress(failed)
+            except HostFaultError as unwritten:
+                log.error("progress.unwritten", sandbox_id=sandbox_id, error=unwritten.message)
+                self._orders.hold_progress(failed)
 
     def _may_try(self, sandbox_id: SandboxId) -> bool:
         trouble = self._trouble.get(sandbox_id)
-        return sandbox_id not in self._busy and (trouble is None or time.monotonic() >= trouble.retry_at_s)
+        return sandbox_id not in self._busy and (trouble is None or self._clock() >= trouble.retry_at_s)
 
     def _wait_s(self) -> float:
-        due = [trouble.retry_at_s - time.monotonic() for trouble in self._trouble.values()]
+        due = [trouble.retry_at_s - self._clock() for trouble in self._trouble.values()]
         return max(0.05, min([PASS_INTERVAL_S, *due]))
 
     def _free_address(self) -> IPv4Address:
@@ -238,3 +260,8 @@ class Reconciler:
     def _tell(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+def _surprise(error: Exception) -> HostFaultError:
+    log.error("worker.crashed", exc_info=error)
+    return HostFaultError("worker_crashed", f"an unexpected error: {error!r}"[:200], "report it with the host's log")

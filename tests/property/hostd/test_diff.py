@@ -1,0 +1,222 @@
+"""Whatever a host looks like, the actions lead to what is ordered, also when each pass is cut short."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet.model.assignment import Assignment
+from fleet.model.ids import Digest, HostId, SandboxId, Tenant
+from fleet.model.sandbox import Agent, Artifact, Goal, Network, NetworkMode, Reason, SandboxSpec
+from hostd.reconcile.diff import VM_DIED, VM_UNSTARTABLE, Action, Desired, Step, diff, is_released
+from hostd.reconcile.progress import STARTS_MAX, begin, fail
+from hostd.reconcile.state import DomainState, Observed, ObservedNetwork
+
+A, B = SandboxId("a" * 12), SandboxId("b" * 12)
+DIGEST = Digest("sha256:" + "0" * 64)
+# A sandbox is a handful of things: no way to what is ordered is longer.
+PASSES_MAX = 6
+BRING_UP = [Step.ENSURE_DISKS, Step.ENSURE_PORT, Step.ENSURE_DOMAIN, Step.ATTACH_LINK]
+TAKE_DOWN = [Step.DETACH_LINK, Step.REMOVE_DOMAIN, Step.REMOVE_PORT, Step.REMOVE_SCRATCH, Step.REMOVE_FOLDER]
+
+
+@dataclass
+class HostModel:
+    """One sandbox on a host as its effects would leave it."""
+
+    desired: Desired | None
+    domain: DomainState = DomainState.ABSENT
+    things: set[str] = field(default_factory=set)
+    starts_seen: int = 0
+
+    def observe(self) -> Observed:
+        def having(thing: str) -> frozenset[SandboxId]:
+            return frozenset({A} if thing in self.things else ()) | {B}
+
+        domains = {B: DomainState.RUNNING} | ({} if self.domain is DomainState.ABSENT else {A: self.domain})
+        network = ObservedNetwork(having("tap"), having("chain"))
+        return Observed(domains, network, having("scratch"), having("folder"), having("link"))
+
+    def diff(self) -> tuple[Action, ...]:
+        return diff(self.desired, self.observe(), A)
+
+    def apply(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            assert action.sandbox_id == A
+            self.apply_one(action)
+
+    def apply_one(self, action: Action) -> None:
+        match action.step:
+            case Step.ENSURE_DISKS:
+                self.things |= {"scratch"}
+            case Step.ENSURE_PORT:
+                self.things |= {"chain", "tap"}
+            case Step.ENSURE_DOMAIN:
+                # Whatever is started has its disk and, if it wants one, its port.
+                assert self.domain is DomainState.ABSENT
+                assert self.desired is not None
+                assert "scratch" in self.things
+                assert ({"tap", "chain"} <= self.things) == wants_port(self.desired)
+                self.domain, self.starts_seen = DomainState.RUNNING, self.starts_seen + 1
+                self.note(starts=self.desired.progress.starts + 1)
+            case Step.RESUME_DOMAIN:
+                assert self.domain is DomainState.PAUSED
+                self.domain = DomainState.RUNNING
+            case Step.ATTACH_LINK:
+                self.things |= {"link"}
+            case Step.FAIL:
+                assert self.desired is not None
+                assert action.reason is not None
+                self.desired = replace(self.desired, progress=fail(self.desired.progress, action.reason))
+            case Step.DETACH_LINK:
+                self.things -= {"link"}
+            case Step.REMOVE_DOMAIN:
+                assert "link" not in self.things
+                self.domain = DomainState.ABSENT
+            case Step.REMOVE_PORT:
+                assert self.domain is DomainState.ABSENT
+                self.things -= {"tap", "chain"}
+            case Step.REMOVE_SCRATCH:
+                assert self.domain is DomainState.ABSENT
+                self.things -= {"scratch"}
+            case Step.REMOVE_FOLDER:
+                self.things -= {"folder"}
+                self.desired = None
+
+    def note(self, starts: int) -> None:
+        assert self.desired is not None
+        self.desired = replace(self.desired, progress=replace(self.desired.progress, starts=starts))
+
+
+def wants_port(desired: Desired) -> bool:
+    return desired.order.spec.network.mode is not NetworkMode.NONE
+
+
+def make_desired(
+    *,
+    goal: Goal,
+    mode: NetworkMode,
+    is_configured: bool = False,
+    starts: int = 0,
+    failure: Reason | None = None,
+    artifact: Artifact | None = None,
+) -> Desired:
+    spec = SandboxSpec("box", network=Network(mode), agents=(Agent("one", "custom", ("true",)),))
+    order = Assignment(A, Tenant("acme"), HostId("host"), spec, DIGEST, 64, goal, 1, 1, 1)
+    progress = replace(begin(order, "", ""), is_configured=is_configured, starts=starts)
+    return Desired(order, replace(progress, failure=failure, artifact=artifact))
+
+
+DESIRED = st.builds(
+    make_desired,
+    goal=st.sampled_from(Goal),
+    mode=st.sampled_from([NetworkMode.NONE, NetworkMode.CLOSED]),
+    is_configured=st.booleans(),
+    starts=st.integers(0, STARTS_MAX),
+    failure=st.sampled_from([None, None, Reason("bad", "it is bad")]),
+    artifact=st.sampled_from([None, None, Artifact(DIGEST, 1, 0)]),
+)
+THINGS = st.sets(st.sampled_from(["tap", "chain", "scratch", "link"]))
+HOSTS = st.builds(
+    lambda desired, domain, things: HostModel(desired, domain, things | {"folder"}),
+    DESIRED,
+    st.sampled_from(DomainState),
+    THINGS,
+)
+UNORDERED = st.builds(
+    lambda domain, things: HostModel(None, domain, things),
+    st.sampled_from(DomainState),
+    st.sets(st.sampled_from(["tap", "chain", "scratch", "link", "folder"])),
+)
+
+
+@given(host=HOSTS | UNORDERED)
+def test_one_whole_pass_is_enough(host: HostModel) -> None:
+    """After its actions a sandbox is as it should be; only a failure needs one pass more, to take down what failed."""
+    actions = host.diff()
+    host.apply(actions)
+    if [action.step for action in actions] == [Step.FAIL]:
+        host.apply(host.diff())
+    assert host.diff() == ()
+
+
+@given(host=HOSTS | UNORDERED, cuts=st.lists(st.integers(0, 4), max_size=12))
+def test_every_interrupted_prefix_converges(host: HostModel, cuts: list[int]) -> None:
+    """Cut anywhere, as often as it happens, and begun anew: the end is the same, and no pass undoes it."""
+    for cut in cuts:
+        host.apply(host.diff()[:cut])
+    for _ in range(PASSES_MAX):
+        host.apply(host.diff())
+    assert host.diff() == ()
+
+
+@given(host=HOSTS, cuts=st.lists(st.integers(0, 6), max_size=12))
+def test_nothing_starts_twice_once_configured(host: HostModel, cuts: list[int]) -> None:
+    """A sandbox whose agents may have started never gets another domain, whatever became of the first."""
+    assert host.desired is not None
+    host.desired = replace(host.desired, progress=replace(host.desired.progress, is_configured=True))
+    for cut in [*cuts, 9, 9, 9]:
+        host.apply(host.diff()[:cut])
+    assert host.starts_seen == 0
+
+
+@given(host=UNORDERED)
+def test_what_nobody_ordered_is_removed_wholly(host: HostModel) -> None:
+    """Nothing of it stays, and the neighbour is not touched."""
+    host.apply(host.diff())
+    assert (host.domain, host.things) == (DomainState.ABSENT, set())
+    assert B in host.observe().sandbox_ids()
+
+
+@given(host=HOSTS)
+def test_what_is_over_keeps_only_its_folder(host: HostModel) -> None:
+    """A stopped or failed sandbox frees everything but its results; a removed one those, too."""
+    assert host.desired is not None
+    goal = host.desired.order.goal
+    host.desired = replace(host.desired, progress=fail(host.desired.progress, Reason("bad", "it is bad")))
+    host.apply(host.diff())
+    assert host.things == (set() if goal is Goal.REMOVE else {"folder"})
+    assert is_released(host.observe(), A)
+
+
+@given(host=HOSTS | UNORDERED)
+def test_actions_stand_in_the_order_of_safety(host: HostModel) -> None:
+    """Up: rules and tap before the domain, the domain before its link. Down: the other way round. Down comes before up."""
+    steps = [action.step for action in host.diff()]
+    assert len(set(steps)) == len(steps)
+    for order in (TAKE_DOWN, BRING_UP):
+        places = [order.index(step) for step in steps if step in order]
+        assert places == sorted(places)
+    last_down = max((place for place, step in enumerate(steps) if step in TAKE_DOWN), default=-1)
+    first_up = min((place for place, step in enumerate(steps) if step in BRING_UP), default=len(steps))
+    assert last_down < first_up
+
+
+def test_teardown_is_the_reverse_of_bringing_up() -> None:
+    """Each thing that stands is taken away by its own step, in the opposite order."""
+    host = HostModel(make_desired(goal=Goal.RUN, mode=NetworkMode.CLOSED), things={"folder"})
+    up = [action.step for action in host.diff()]
+    host.apply(host.diff())
+    host.desired = None
+    down = [action.step for action in host.diff()]
+    undone_by = dict(
+        zip(BRING_UP, [Step.REMOVE_SCRATCH, Step.REMOVE_PORT, Step.REMOVE_DOMAIN, Step.DETACH_LINK], strict=True)
+    )
+    assert down == [*(undone_by[step] for step in reversed(up)), Step.REMOVE_FOLDER]
+
+
+@pytest.mark.parametrize(
+    ("is_configured", "starts", "expected"),
+    [(False, 0, None), (False, STARTS_MAX - 1, None), (False, STARTS_MAX, VM_UNSTARTABLE), (True, 1, VM_DIED)],
+)
+@pytest.mark.parametrize("domain", [DomainState.ABSENT, DomainState.DEAD])
+def test_a_vm_that_is_gone(is_configured: bool, starts: int, expected: Reason | None, domain: DomainState) -> None:
+    """Before it was configured it is started anew, at most STARTS_MAX times in all; afterwards the sandbox has failed."""
+    desired = make_desired(goal=Goal.RUN, mode=NetworkMode.NONE, is_configured=is_configured, starts=starts)
+    actions = HostModel(desired, domain, {"folder", "scratch"}).diff()
+    assert (Step.ENSURE_DOMAIN in [action.step for action in actions]) == (expected is None)
+    # A scratch disk is only used once.
+    assert (Step.REMOVE_SCRATCH in [action.step for action in actions]) == (expected is None)
+    assert [action.reason for action in actions if action.reason] == ([expected] if expected else [])
