@@ -18,6 +18,9 @@ def main() -> int:
     """Serve the host until it powers this guest off."""
     port = open_port()
     state, outbox = State(f"{SCRATCH}/guestd"), Outbox()
+    if not state.is_new:
+        # The host may believe that it speaks to the guestd before this one.
+        outbox.resync()
     guest = Guest(state, outbox, sources_folder=f"{SCRATCH}/sources", cgroups=CGROUPS)
     Loop(port, state.open_nudges(), guest, outbox).run()
 

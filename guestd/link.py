@@ -18,6 +18,8 @@ NONCE_BYTES = 16
 MARKER_BYTES = len(MAGIC) + NONCE_BYTES
 HEADER_BYTES_MAX = 16 * 1024
 PAYLOAD_BYTES_MAX = 256 * 1024
+# No frame, after any part of one: a host that is in a session meets a length of 0 and begins anew, one that hunts ignores it.
+RESYNC_BYTES = 8 + HEADER_BYTES_MAX + PAYLOAD_BYTES_MAX
 # Nothing more is asked of the streams while this much waits: two full frames keep the port busy.
 OUTBOX_BYTES = 2 * PAYLOAD_BYTES_MAX
 
@@ -129,9 +131,13 @@ class Outbox:
         """Drop what waits."""
         self._buffer.clear()
 
-    def restart(self, marker: bytes) -> None:
-        """Drop what waits and begin with `marker`."""
-        self._buffer[:] = marker
+    def restart(self, nonce: bytes) -> None:
+        """Drop what waits and begin a session: answer the host's marker."""
+        self._buffer[:] = MAGIC + nonce
+
+    def resync(self) -> None:
+        """Drop what waits and make the host begin anew."""
+        self._buffer[:] = bytes(RESYNC_BYTES)
 
     def add(self, type_: str, fields: Mapping[str, Any], payload: bytes = b"") -> None:
         """Append one frame."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import select
 import time
 
-from guestd.link import MAGIC, FrameError, FrameReader, Outbox
+from guestd.link import FrameError, FrameReader, Outbox
 from guestd.state import take_nudges
 from guestd.workload import reap_children
 
@@ -81,13 +81,13 @@ class Loop:
     def _take(self, content: bytes) -> None:
         nonce, messages = self._reader.feed(content)
         if nonce is not None:
-            self._outbox.restart(MAGIC + nonce)
+            self._outbox.restart(nonce)
             self._guest.greet()
         for message in messages:
             self._guest.take(message)
 
     def _break(self) -> None:
-        """The host made no sense: MAGIC, which is no frame, makes it begin anew."""
+        """The host made no sense."""
         self._reader.reset()
         self._guest.hang_up()
-        self._outbox.restart(MAGIC)
+        self._outbox.resync()

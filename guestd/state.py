@@ -27,13 +27,14 @@ NUDGE_BYTES = 64 * 1024
 
 
 class State:
-    """The folder with guestd's files."""
+    """The folder with guestd's files; `is_new` when no guestd has run in this guest before."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.nudge_path = f"{folder}/nudge"
         self.artifact_path = f"{folder}/artifact.tar"
         self.artifact_about_path = f"{folder}/artifact"
+        self.is_new = not os.path.exists(folder)
         os.makedirs(f"{folder}/agents", mode=0o700, exist_ok=True)
         os.chmod(folder, 0o700)
         with contextlib.suppress(FileExistsError):
