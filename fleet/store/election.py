@@ -9,7 +9,6 @@ from contextlib import suppress
 
 import structlog
 
-from fleet.errors import BedplateError
 from fleet.store.lease import LeaseKeeper
 from fleet.store.port import CompactedError, EventKind, Put, Store, StoreUnavailableError, Unmoved
 
@@ -89,6 +88,6 @@ class Election:
             self._revision = 0
             self._won.clear()
             keeper.cancel()
-            with suppress(BedplateError, asyncio.CancelledError):
-                await keeper
+            # `await keeper` would raise its end as ours, and to suppress that would swallow a cancellation of our own.
+            await asyncio.wait({keeper})
             log.info("leadership.ended", key=self._key, name=self._name)

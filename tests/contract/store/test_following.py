@@ -121,6 +121,17 @@ async def test_one_leads_and_the_other_follows(store: Store, prefix: str) -> Non
             assert (await store.transact([fence], [Put(prefix + "y", b"")])).is_committed
 
 
+async def test_a_candidate_that_just_lost_can_be_ended(store: Store, prefix: str) -> None:
+    """A cancellation is obeyed also while a lost candidacy is taken back."""
+    first, second = (Election(store, prefix + "leader", name, 2.0, monotonic) for name in ("one", "two"))
+    async with running(first.run()):
+        loser = asyncio.create_task(second.run())
+        await first.wait_until_leading()
+        loser.cancel()
+        done, _ = await asyncio.wait({loser}, timeout=HANG_S)
+        assert done == {loser}
+
+
 @pytest.mark.parametrize("reachable", [False])
 async def test_an_unsure_lease_is_not_held(reachable: bool, prefix: str) -> None:
     """A keeper that cannot reach the store gives its lease up by its own clock, before the store would."""
