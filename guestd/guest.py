@@ -6,6 +6,8 @@ a fault at any point: told as `failed`, again in each session, and nothing more 
 
 from __future__ import annotations
 
+import math
+
 from guestd import VERSION
 from guestd.configuration import Configuration, parse_configuration
 from guestd.fault import GuestFault
@@ -141,9 +143,12 @@ class Guest:
             self._start_packing()
 
     def _on_stop(self, message: Message) -> None:
-        grace_period_s = message.fields.get("grace_period_s")
+        told = message.fields.get("grace_period_s")
+        grace_period_s = None if told is None else float(told)
+        if grace_period_s is not None and not 0 <= grace_period_s < math.inf:
+            raise ValueError(f"a grace period of {grace_period_s}")
         if self._crew is not None:
-            self._crew.stop(None if grace_period_s is None else float(grace_period_s))
+            self._crew.stop(grace_period_s)
 
     def _on_poweroff(self, _message: Message) -> None:
         end_machine()
