@@ -165,7 +165,7 @@ class Sessions:
         for name, state in fields["agents"].items():
             self._take_agent(sandbox_id, {**state, "name": name})
         offsets = {agent.name: self._orders.output_bytes(sandbox_id, agent.name) for agent in order.spec.agents}
-        resume = {"agents": offsets, "artifact": _size(self._partial_artifact(sandbox_id))}
+        resume = {"agents": offsets, "artifact": _reopen(self._partial_artifact(sandbox_id))}
         await self._links.send(sandbox_id, LinkMessage("resume", resume))
         self._live[sandbox_id].has_hello = True
 
@@ -293,6 +293,15 @@ def _has_all_output(progress: Progress, live: _Live) -> bool:
         agent.output_truncated or agent.output_bytes >= finals.get(agent.name, 0) for agent in progress.agents
     )
     return has_all and set(finals) >= {agent.name for agent in progress.agents}
+
+
+def _reopen(path: Path) -> int:
+    """From where an artifact is to go on: never from its end, for only a chunk tells what the whole has to be."""
+    size_bytes = _size(path)
+    if size_bytes == 0:
+        return 0
+    os.truncate(path, size_bytes - 1)
+    return size_bytes - 1
 
 
 def _seal(path: Path) -> str:
