@@ -123,13 +123,17 @@ async def test_one_leads_and_the_other_follows(store: Store, prefix: str) -> Non
 
 async def test_a_candidate_that_just_lost_can_be_ended(store: Store, prefix: str) -> None:
     """A cancellation is obeyed also while a lost candidacy is taken back."""
-    first, second = (Election(store, prefix + "leader", name, 2.0, monotonic) for name in ("one", "two"))
-    async with running(first.run()):
-        loser = asyncio.create_task(second.run())
-        await first.wait_until_leading()
-        loser.cancel()
-        done, _ = await asyncio.wait({loser}, timeout=HANG_S)
-        assert done == {loser}
+    candidates = [Election(store, prefix + "leader", name, 2.0, monotonic) for name in ("one", "two")]
+    runners = [asyncio.create_task(one.run()) for one in candidates]
+    winners = [asyncio.create_task(one.wait_until_leading()) for one in candidates]
+    await asyncio.wait(winners, timeout=HANG_S, return_when=asyncio.FIRST_COMPLETED)
+    # The loser first: at this moment it gives back the lease of its candidacy.
+    for index in sorted(range(2), key=lambda index: candidates[index].fence() is not None):
+        runners[index].cancel()
+        ended, _ = await asyncio.wait({runners[index]}, timeout=HANG_S)
+        assert ended == {runners[index]}
+    for winner in winners:
+        winner.cancel()
 
 
 @pytest.mark.parametrize("reachable", [False])
