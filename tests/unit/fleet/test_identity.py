@@ -1,0 +1,137 @@
+"""A certificate says who somebody is, in one way, and nothing else counts as one."""
+
+import datetime
+import ipaddress
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fleet.errors import InvalidSpecError, NotFoundError, NotPermittedError
+from fleet.identity import (
+    CA_DAYS,
+    ETCD_CLIENT_NAME,
+    ETCD_SERVER_NAME,
+    LEAF_DAYS,
+    SCHEDULER_SERVER_NAME,
+    Identity,
+    Role,
+    TlsFiles,
+    certificate_end,
+    create_authority,
+    issue_certificate,
+    parse_identity,
+)
+
+NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+AUTHORITY = create_authority(NOW)
+
+
+def names_of(certificate: bytes) -> x509.SubjectAlternativeName:
+    parsed = x509.load_pem_x509_certificate(certificate)
+    return parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+
+@pytest.mark.parametrize("role", Role)
+def test_an_identity_comes_back(role: Role) -> None:
+    """Every role, and the longest name."""
+    identity = Identity(role, "x" * 63)
+    assert parse_identity(issue_certificate(AUTHORITY, identity, NOW).certificate) == identity
+
+
+DNS_NAMES = {
+    Role.OPERATOR: [],
+    Role.TENANT: [],
+    Role.HOST: ["h1.host.bedplate", ETCD_CLIENT_NAME],
+    Role.SCHEDULER: [SCHEDULER_SERVER_NAME, ETCD_CLIENT_NAME],
+    Role.STORE: [ETCD_SERVER_NAME, ETCD_CLIENT_NAME],
+}
+
+
+@pytest.mark.parametrize("role", Role)
+def test_only_programs_open_the_store(role: Role) -> None:
+    """The names a certificate proves follow from its role: a tenant's or an operator's proves none."""
+    pair = issue_certificate(AUTHORITY, Identity(role, "h1"), NOW, ("127.0.0.1", "::1"))
+    names = names_of(pair.certificate)
+    assert names.get_values_for_type(x509.DNSName) == DNS_NAMES[role]
+    addresses = [ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")]
+    assert names.get_values_for_type(x509.IPAddress) == addresses
+
+
+@pytest.mark.parametrize("name", ["", "A", "a.b", "a/b", "../a", "a" * 64, "a\n", "*"])
+def test_a_name_that_is_none(name: str) -> None:
+    """No certificate is issued for it."""
+    with pytest.raises(InvalidSpecError) as caught:
+        issue_certificate(AUTHORITY, Identity(Role.TENANT, name), NOW)
+    assert (caught.value.code, caught.value.field) == ("name_invalid", "name")
+
+
+def self_signed(*names: x509.GeneralName) -> bytes:
+    """A certificate with these names, or without any."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([])
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, NOW, NOW + datetime.timedelta(days=1))
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def uri(text: str) -> x509.UniformResourceIdentifier:
+    return x509.UniformResourceIdentifier(text)
+
+
+GOOD = "spiffe://bedplate/tenant/acme"
+FALSE = {
+    "no certificate": b"",
+    "noise": b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    "no names": self_signed(),
+    "no uri": self_signed(x509.DNSName("acme")),
+    "two uris": self_signed(uri(GOOD), uri("spiffe://bedplate/operator/acme")),
+    "other domain": self_signed(uri("spiffe://elsewhere/tenant/acme")),
+    "other scheme": self_signed(uri("https://bedplate/tenant/acme")),
+    "no such role": self_signed(uri("spiffe://bedplate/root/acme")),
+    "no name": self_signed(uri("spiffe://bedplate/tenant/")),
+    "odd name": self_signed(uri("spiffe://bedplate/tenant/ACME")),
+    "deeper": self_signed(uri(GOOD + "/x")),
+    "query": self_signed(uri(GOOD + "?a")),
+}
+
+
+@pytest.mark.parametrize("certificate", FALSE.values(), ids=FALSE.keys())
+def test_what_is_no_identity(certificate: bytes) -> None:
+    """One URI of one form; anything else is nobody."""
+    with pytest.raises(NotPermittedError) as caught:
+        parse_identity(certificate)
+    assert caught.value.code == "no_identity"
+
+
+def test_the_form_is_the_identity() -> None:
+    """The good form in the same wrapping is one: the cases above fail for their names alone."""
+    assert parse_identity(self_signed(uri(GOOD))) == Identity(Role.TENANT, "acme")
+
+
+def test_how_long_certificates_last() -> None:
+    """Good on a slow clock, for their days, and no certificate of ours is an authority but the authority."""
+    pair = issue_certificate(AUTHORITY, Identity(Role.TENANT, "acme"), NOW)
+    assert certificate_end(pair.certificate) == NOW + datetime.timedelta(days=LEAF_DAYS)
+    assert certificate_end(AUTHORITY.certificate) == NOW + datetime.timedelta(days=CA_DAYS)
+    leaf = x509.load_pem_x509_certificate(pair.certificate)
+    assert leaf.not_valid_before_utc < NOW
+    assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
+    assert leaf.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign is False
+    authority = x509.load_pem_x509_certificate(AUTHORITY.certificate)
+    leaf.verify_directly_issued_by(authority)
+    assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """Which of the three, and how to get it."""
+    for name in ("ca", "crt", "key"):
+        files = TlsFiles(tmp_path / "ca", tmp_path / "crt", tmp_path / "key")
+        with pytest.raises(NotFoundError, match=str(tmp_path / name)) as caught:
+            files.load()
+        assert caught.value.code == "certificate_missing"
+        (tmp_path / name).write_bytes(b"x")
+    assert files.load()[0] == b"x"
