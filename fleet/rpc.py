@@ -31,8 +31,8 @@ ERROR_KEY = "bedplate-error-bin"
 # The largest message of the API: a chunk of 256 KiB, or a listing of some thousand sandboxes.
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
-# An error travels in HTTP/2 headers, of which a peer takes 8 KiB in all; percent-encoding makes up to 9 bytes of a character.
-ERROR_MESSAGE_CHARS_MAX = 500
+# An error travels in HTTP/2 headers, of which a peer takes 8 KiB in all; percent-encoding makes up to 12 bytes of a character.
+ERROR_MESSAGE_CHARS_MAX = 400
 ERROR_FIELD_CHARS_MAX = 160
 KEEPALIVE_MS = 20_000
 STOP_GRACE_S = 5.0
