@@ -102,13 +102,19 @@ class Orders:
         return self._sandboxes_dir / sandbox_id / "artifact"
 
     def _load_order(self, sandbox_id: SandboxId) -> Assignment:
-        return _load(Assignment, self._orders_dir / sandbox_id)
+        path = self._orders_dir / sandbox_id
+        order = _load(Assignment, path)
+        if order.sandbox_id != sandbox_id:
+            raise _unreadable(path, "it is another sandbox's")
+        return order
 
     def _load_progress(self, sandbox_id: SandboxId) -> Progress | None:
         path = self._sandboxes_dir / sandbox_id / "progress"
         if not path.exists():
             return None
         progress = _load(Progress, path)
+        if progress.sandbox_id != sandbox_id:
+            raise _unreadable(path, "it is another sandbox's, or empty")
         agents = tuple(
             replace(agent, output_bytes=self.output_bytes(sandbox_id, agent.name)) for agent in progress.agents
         )
@@ -121,8 +127,12 @@ def _load(kind: type[T], path: Path) -> T:
         with disk_faults(path):
             return decode(kind, path.read_bytes())
     except InvalidSpecError as error:
-        next_step = "restore the file; or remove it, and the sandbox with it"
-        raise HostFaultError("state_unreadable", f"{path}: {error.message}", next_step) from error
+        raise _unreadable(path, error.message) from error
+
+
+def _unreadable(path: Path, message: str) -> HostFaultError:
+    next_step = "restore the file; or remove it, and the sandbox with it"
+    return HostFaultError("state_unreadable", f"{path}: {message}", next_step)
 
 
 def _names(folder: Path) -> list[SandboxId]:

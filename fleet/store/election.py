@@ -82,6 +82,8 @@ class Election:
 
         self._keeper = LeaseKeeper(self._store, self._ttl_s, campaign, self._clock)
         keeper = asyncio.create_task(self._keeper.run())
+        # A keeper that ends for whatever reason ends the term: nobody may wait for a lease that is kept no more.
+        keeper.add_done_callback(lambda _: lost.set())
         try:
             await lost.wait()
         finally:

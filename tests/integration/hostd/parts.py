@@ -102,10 +102,10 @@ class Room:
 class Hostd:
     """One run of hostd in a room."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, links: type[SimulatedLinks] = SimulatedLinks) -> None:
         self.room = room
         self.orders = Orders(room.folder / "state")
-        self.links = SimulatedLinks(room.hypervisor, room.behave, room.faults)
+        self.links = links(room.hypervisor, room.behave, room.faults)
         self._moved = asyncio.Event()
         self.sessions = Sessions(self.orders, self.links, self._on_guest, self.now_ms, clock=self.clock)
         images, sources = ImageStore(room.folder / "images"), SourceStore(room.folder / "sources")

@@ -1,5 +1,6 @@
 """hostd from order to removal, with simulated drivers, real folders and a crash wherever one can be."""
 
+import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from fleet.errors import HostFaultError
 from fleet.model.ids import Digest, SandboxId
 from fleet.model.sandbox import AgentPhase, Goal, NetworkMode, Phase, Reason, Source
-from hostd.drivers.simulated import AgentScript, PlannedFaults
+from hostd.drivers.ports import LinkMessage
+from hostd.drivers.simulated import AgentScript, PlannedFaults, SimulatedLinks
 from hostd.reconcile.diff import VM_DIED, VM_UNSTARTABLE
 from hostd.reconcile.loop import BACKOFF_S, GUEST_SILENT, SILENCE_S_MAX, START_ATTEMPTS_MAX, STOP_EXTRA_S, STOP_FORCED
 from hostd.reconcile.progress import STARTS_MAX
@@ -259,6 +261,30 @@ async def test_a_stop_that_takes_too_long_is_forced(tmp_path: Path) -> None:
         assert status.reason == STOP_FORCED
         calls["domain"] = ()
         await hostd.until(lambda: hostd.reconciler.is_released(A) or skip_pause(hostd))
+
+
+class OneWayLinks(SimulatedLinks):
+    """The guest of A takes no byte any more once it is to stop."""
+
+    async def send(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
+        if (sandbox_id, message.type) == (A, "stop"):
+            await asyncio.Event().wait()
+        await super().send(sandbox_id, message)
+
+
+async def test_a_guest_that_does_not_read_delays_only_itself(room: Room) -> None:
+    """While one guest is being waited for, another sandbox is stopped and a third is started."""
+    async with Hostd(room, OneWayLinks).running() as hostd:
+        for sandbox_id in (A, B):
+            hostd.accept(room.order("sleep", sandbox_id=sandbox_id))
+            await hostd.until_phase(Phase.RUNNING, sandbox_id)
+        for sandbox_id in (A, B):
+            hostd.accept(room.order("sleep", sandbox_id=sandbox_id, goal=Goal.STOP))
+        await hostd.until_phase(Phase.STOPPED, B)
+        third = SandboxId("c" * 12)
+        hostd.accept(room.order(sandbox_id=third))
+        await hostd.until_phase(Phase.COMPLETED, third)
+        assert hostd.status().phase is Phase.RUNNING
 
 
 @pytest.mark.parametrize("step", STEPS)
