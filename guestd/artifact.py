@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -36,6 +37,8 @@ def pack_artifact(sources: Sequence[Source], folder: str, target: str) -> dict[s
             measured = _Measured(stream)
             _write_tar(measured, sources, found, folder)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise GuestFault("artifact_failed", "the sandbox's disk is too full to pack the changes") from error
         raise GuestFault("artifact_failed", f"the changes cannot be packed: {error.strerror or error}") from error
     return {"size": measured.size, "digest": measured.digest, "changes": sum(map(len, found))}
 

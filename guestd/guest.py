@@ -6,7 +6,9 @@ a fault at any point: told as `failed`, again in each session, and nothing more 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 
 from guestd import VERSION
 from guestd.configuration import Configuration, parse_configuration
@@ -177,6 +179,7 @@ class Guest:
         configuration = self._configuration
         if self._artifact is not None or self._failure is not None or configuration is None:
             return
+        self._state.release_reserve()
         lock = take_lock(f"{self._state.artifact_path}.lock")
         if lock is not None:
             fork_aside(lambda: _pack(self._state, configuration.sources, self._sources_folder), lock)
@@ -233,8 +236,15 @@ def _pack(state: State, sources: Sequence[Source], folder: str) -> None:
     try:
         put_json(state.artifact_about_path, pack_artifact(sources, folder, state.artifact_path))
     except GuestFault as fault:
-        state.put_failure(fault)
+        _give_up_packing(state, fault)
     except Exception as error:
-        state.put_failure(GuestFault("artifact_failed", f"the changes cannot be packed: {error!r}"))
+        _give_up_packing(state, GuestFault("artifact_failed", f"the changes cannot be packed: {error!r}"))
     nudges = state.open_nudges()
     nudge(nudges)
+
+
+def _give_up_packing(state: State, fault: GuestFault) -> None:
+    # It may have taken the last of the disk, and the failure must be written.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(state.artifact_path)
+    state.put_failure(fault)

@@ -40,7 +40,7 @@ class Port:
 def open_port(name: str = PORT_NAME, ports_dir: str = PORTS_DIR) -> Port:
     """The port of that name, found without udev, which has not run yet; raises OSError when none comes up."""
     for _ in range(OPEN_TRIES):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError, OSError):
+        with contextlib.suppress(OSError):
             for entry in os.listdir(ports_dir):
                 if _read_name(f"{ports_dir}/{entry}/name") == name:
                     return Port(os.open(f"/dev/{entry}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))

@@ -4,6 +4,7 @@
     <folder>/failure            why this sandbox cannot go on
     <folder>/nudge              a FIFO: whoever changed something here writes a byte, and guestd looks
     <folder>/artifact{,.tar}    the packed artifact, and what it is
+    <folder>/reserve/           room for what must be written at the end, on a disk that agents have filled
     <folder>/agents/<name>/     one agent's files (guestd.workload.files)
 
 Nothing is fsynced: what the page cache holds survives the end of any process, and a scratch disk never outlives its VM.
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+# The smallest disk is 64 MiB. So many files leave as many inodes; together they hold the artifact of an ordinary change.
+RESERVE_FILES, RESERVE_FILE_BYTES = 8, 1024 * 1024
 # As much as waits at most: the bytes mean nothing.
 NUDGE_BYTES = 64 * 1024
 
@@ -49,7 +52,11 @@ class State:
         return load_json(f"{self.folder}/configuration")
 
     def put_configuration(self, fields: Mapping[str, Any]) -> None:
-        """Remember `configure`."""
+        """Remember `configure`, and set room aside before any agent can take it."""
+        os.mkdir(f"{self.folder}/reserve", 0o700)
+        for number in range(RESERVE_FILES):
+            with open(f"{self.folder}/reserve/{number}", "xb", opener=_open_private) as stream:
+                os.posix_fallocate(stream.fileno(), 0, RESERVE_FILE_BYTES)
         put_json(f"{self.folder}/configuration", fields)
 
     def load_failure(self) -> GuestFault | None:
@@ -61,6 +68,12 @@ class State:
         """Remember the first fault."""
         if self.load_failure() is None:
             put_json(f"{self.folder}/failure", {"code": fault.code, "message": fault.message})
+
+    def release_reserve(self) -> None:
+        """Now is when the room is needed: no agent runs any more. Safe to repeat."""
+        for number in range(RESERVE_FILES):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.folder}/reserve/{number}")
 
     def open_nudges(self) -> int:
         """A descriptor that is readable after a nudge. It never ends: this side holds both ends."""

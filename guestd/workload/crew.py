@@ -30,8 +30,9 @@ class Crew:
 
     def ensure_started(self) -> None:
         """Every agent has a supervisor, or its end on record. Safe to repeat: none is ever started a second time."""
-        for name, files in self.files.items():
+        for files in self.files.values():
             files.prepare()
+        for name, files in self.files.items():
             if name not in self._controls:
                 # Kept open: what is written to a FIFO that nobody has open is lost.
                 self._controls[name] = os.open(files.control, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -50,7 +51,7 @@ class Crew:
         if lock is None:
             return
         cgroup = Cgroup(f"{self._cgroups}/agent-{agent.name}")
-        if not files.has_record():
+        if not files.was_started():
             fork_aside(lambda: supervise(agent, files, cgroup, self._state.nudge_path), lock)
             return
         record = files.load_record()

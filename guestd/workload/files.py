@@ -71,24 +71,21 @@ class AgentFiles:
         self.control = f"{folder}/control"
 
     def prepare(self) -> None:
-        """The folder with everything that guestd and the supervisor both open. Safe to repeat."""
+        """The folder with every file, so that later none has to be made on a disk that is full. Safe to repeat."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mkfifo(self.control, 0o600)
-        os.close(os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        for path in (self.lock, self.output):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(self.record, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.write(descriptor, b" " * RECORD_BYTES)
+            os.close(descriptor)
 
-    def claim(self) -> bool:
-        """Make the record `running`; False when there is one, so this agent has been started before."""
-        try:
-            os.close(os.open(self.record, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            return False
-        self.put_record(Record(RUNNING))
-        return True
-
-    def has_record(self) -> bool:
-        """Whether the agent has ever been started."""
-        return os.path.exists(self.record)
+    def was_started(self) -> bool:
+        """Whether the agent has ever been started; for whoever holds the lock."""
+        with open(self.record, "rb") as stream:
+            return bool(stream.read(RECORD_BYTES).strip())
 
     def put_record(self, record: Record) -> None:
         """Overwrite the record in place, by one write."""
@@ -98,10 +95,10 @@ class AgentFiles:
         os.close(descriptor)
 
     def load_record(self) -> Record:
-        """The record; `running` when there is none yet or it is being written."""
+        """The record; `running` while it is blank or being written."""
         try:
             with open(self.record, "rb") as stream:
                 fields = json.loads(stream.read(RECORD_BYTES))
-        except (FileNotFoundError, ValueError):
+        except ValueError:
             return Record(RUNNING)
         return Record(fields.pop("state"), **fields)

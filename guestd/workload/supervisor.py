@@ -27,9 +27,8 @@ KILL_WAIT_S = 30.0
 
 
 def supervise(agent: Agent, files: AgentFiles, cgroup: Cgroup, nudge_path: str) -> None:
-    """Run the agent to its end, unless it was started before. Call it in a process of its own that holds the lock."""
-    if not files.claim():
-        return
+    """Run the agent to its end. Call it in a process of its own that holds the lock, for an agent that was never started."""
+    files.put_record(Record(RUNNING))
     nudges = os.open(nudge_path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         record = _Supervision(agent, files, cgroup, nudges).run()

@@ -132,3 +132,24 @@ async def test_a_bad_source_is_a_failure_with_its_reason(boot: Boot, tmp_path: P
     assert failure.code == "source_failed"
     assert "/workspace (disk source-0) cannot be mounted" in failure.message
     assert host.links.of_type("agent") == []
+
+
+async def test_a_full_disk_hides_no_end(boot: Boot, tmp_path: Path) -> None:
+    """An agent that fills the disk is told with its exit code and why its output is cut, and the small change is still packed."""
+    site = Site(boot, tmp_path)
+    fill = "echo small > /workspace/small; cat /dev/zero > /tmp/fill; echo full; exit 4"
+    agents = [Agent("filler", "custom", ("sh", "-c", fill))]
+    vm, order = await site.start([(pack_tree({"a.txt": "a\n"}), "/workspace", False)], agents)
+    host = Host(tmp_path / "state", vm, order)
+    try:
+        await host.finish()
+        assert await vm.wait() == 0
+    finally:
+        await host.crash()
+        site.close()
+    (filler,) = host.progress.agents
+    assert (filler.exit_code, filler.output_truncated) == (4, True)
+    assert filler.reason is not None
+    assert "its output was cut: No space left on device" in filler.reason.message
+    assert host.progress.artifact is not None
+    assert host.progress.artifact.changes == 1

@@ -10,7 +10,7 @@ import pytest
 from guestd.configuration import Agent
 from guestd.fault import GuestFault
 from guestd.link import PAYLOAD_BYTES_MAX
-from guestd.state import State, nudge, put_json, take_nudges
+from guestd.state import RESERVE_FILE_BYTES, RESERVE_FILES, State, nudge, put_json, take_nudges
 from guestd.streams import AHEAD_BYTES_MAX, Stream
 from guestd.workload import Crew, take_lock
 from guestd.workload.cgroup import Cgroup
@@ -62,7 +62,7 @@ def test_only_root_reads_the_state(state: State, files: AgentFiles) -> None:
     umask = os.umask(0)
     try:
         state.put_configuration({})
-        files.claim()
+        files.put_record(Record(RUNNING))
         AgentFiles(state.agent_folder("b")).prepare()
     finally:
         os.umask(umask)
@@ -83,14 +83,25 @@ def test_nudges_are_never_lost_and_never_block(state: State) -> None:
     os.close(other)
 
 
-def test_an_agent_is_claimed_once(files: AgentFiles) -> None:
-    """Whoever comes second does not start it."""
-    assert files.claim()
-    assert not files.claim()
-    assert files.load_record().state == RUNNING
+def test_an_agent_is_started_once(files: AgentFiles) -> None:
+    """A blank record is an agent that was never started; preparing its files again changes nothing."""
+    assert not files.was_started()
+    files.put_record(Record(RUNNING))
+    files.prepare()
+    assert files.was_started()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b" " * RECORD_BYTES])
+def test_room_is_set_aside_until_it_is_needed(state: State) -> None:
+    """Blocks and inodes are taken before the first agent runs, and given back at the end, once or twice."""
+    state.put_configuration({})
+    kept = list(Path(state.folder, "reserve").iterdir())
+    assert sum(path.stat().st_blocks * 512 for path in kept) >= RESERVE_FILES * RESERVE_FILE_BYTES
+    state.release_reserve()
+    state.release_reserve()
+    assert list(Path(state.folder, "reserve").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"{", b" " * RECORD_BYTES])
 def test_a_record_that_is_being_written_is_no_end(files: AgentFiles, content: bytes) -> None:
     """Half a record says nothing."""
     Path(files.record).write_bytes(content)
@@ -99,7 +110,7 @@ def test_a_record_that_is_being_written_is_no_end(files: AgentFiles, content: by
 
 def test_a_record_keeps_its_length(files: AgentFiles) -> None:
     """An end fits where the start was written: a disk that the agent has filled does not matter."""
-    files.claim()
+    files.put_record(Record(RUNNING))
     assert Path(files.record).stat().st_size == RECORD_BYTES
     files.put_record(Record(TIMED_OUT, exit_code=None, signal=9, message="é" * 10_000, is_truncated=True))
     found = files.load_record()
@@ -110,7 +121,7 @@ def test_a_record_keeps_its_length(files: AgentFiles) -> None:
 
 def test_an_agent_whose_supervisor_died_has_failed(state: State, files: AgentFiles, tmp_path: Path) -> None:
     """A free lock and no end: it is told as failed, and not started again."""
-    files.claim()
+    files.put_record(Record(RUNNING))
     Crew([Agent(AGENT)], state, str(tmp_path)).ensure_started()
     record = files.load_record()
     assert (record.state, "supervisor was killed" in record.message) == (FAILED, True)
@@ -121,7 +132,7 @@ def test_a_supervised_agent_is_left_alone(state: State, files: AgentFiles, tmp_p
     lock = take_lock(files.lock)
     assert lock is not None
     assert take_lock(files.lock) is None
-    files.claim()
+    files.put_record(Record(RUNNING))
     Crew([Agent(AGENT)], state, str(tmp_path)).ensure_started()
     assert files.load_record().state == RUNNING
     os.close(lock)
