@@ -28,7 +28,7 @@ from fleet.store.keyspace import (
     tombstone_key,
 )
 from fleet.store.port import TRANSACTION_OPS_MAX, VALUE_BYTES_MAX, Committed, Delete, Put, Store, Unmoved, Write
-from scheduler.placement.lifecycle import LifecycleChange, Order, Removal
+from scheduler.placement.lifecycle import Dismissal, LifecycleChange, Order, Removal
 from scheduler.placement.plan import Plan
 from scheduler.placement.snapshot import Snapshot, add, reserved, share_of
 
@@ -92,6 +92,9 @@ def lifecycle_changes(snapshot: Snapshot, due: Iterable[LifecycleChange], lease_
             case Order(assignment):
                 keys = (_record_of(assignment), assignment_key(assignment.host_id, assignment.sandbox_id))
                 yield Change(keys, (Put(keys[1], encode(assignment)),))
+            case Dismissal(assignment):
+                keys = (_record_of(assignment), assignment_key(assignment.host_id, assignment.sandbox_id))
+                yield Change(keys, (Delete(keys[1]),))
             case Removal():
                 yield _remove(snapshot, one, lease_id)
             case _:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,19 @@ max_backups = 1
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Libvirt:
-    """The two running daemons."""
+    """The two running daemons; `daemon` is replaced when it is started again."""
 
+    folder: Path
+    has_kvm: bool
     log: Program
     daemon: Program
+
+    def restart_daemon(self) -> None:
+        """Ends libvirtd and starts it again, as an update would; domains run on."""
+        self.daemon.stop()
+        self.daemon = _start_daemon(self.folder, has_kvm=self.has_kvm)
 
     def stop(self) -> None:
         """Ends both; domains that still run go on."""
@@ -48,17 +56,26 @@ class Libvirt:
 
 
 def start_libvirt(folder: Path, *, has_kvm: bool) -> Libvirt:
-    """Starts both daemons and returns when they listen; needs root and a private /run. `has_kvm`: a probe guest has run on it."""
+    """Starts both daemons and returns when they serve; needs root and a private /run. `has_kvm`: a probe guest has run on it."""
     conf = folder / "etc" / "libvirt"
     conf.mkdir(parents=True)
     (conf / "qemu.conf").write_text(QEMU_CONF)
     (conf / "libvirtd.conf").write_text(LIBVIRTD_CONF)
     (conf / "virtlogd.conf").write_text(VIRTLOGD_CONF)
-    prefix = ["unshare", "--mount", str(SCRIPT), str(folder), str(QEMU_ID), "show-kvm" if has_kvm else "hide-kvm"]
+    log = _start(folder, "virtlogd", VIRTLOGD_SOCKET.exists, has_kvm=has_kvm)
+    return Libvirt(folder, has_kvm, log, _start_daemon(folder, has_kvm=has_kvm))
+
+
+def _start_daemon(folder: Path, *, has_kvm: bool) -> Program:
+    return _start(folder, "libvirtd", _is_serving, has_kvm=has_kvm)
+
+
+def _start(folder: Path, name: str, is_ready: Callable[[], bool], *, has_kvm: bool) -> Program:
     # unshare and the script exec: the process is the daemon itself.
+    arguments = ["unshare", "--mount", str(SCRIPT), str(folder), str(QEMU_ID)]
+    arguments += ["show-kvm" if has_kvm else "hide-kvm", name]
     env = {"PATH": f"/usr/sbin:/sbin:{os.environ['PATH']}"}
-    log = start_program("virtlogd", [*prefix, "virtlogd"], folder / "virtlogd.log", VIRTLOGD_SOCKET.exists, env)
-    return Libvirt(log, start_program("libvirtd", [*prefix, "libvirtd"], folder / "libvirtd.log", _is_serving, env))
+    return start_program(name, arguments, folder / f"{name}.log", is_ready, env)
 
 
 def _is_serving() -> bool:

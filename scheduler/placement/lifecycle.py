@@ -1,8 +1,8 @@
 """How a sandbox's wish reaches its host, and how the sandbox ends. PURE.
 
 record newer than assignment       -> the assignment takes over its goal and generation
-record REMOVE, never assigned      -> removed at once
-record REMOVE, host says REMOVED   -> removed, its id stays taken for a while
+record REMOVE, host says REMOVED   -> the assignment goes, and the host forgets the sandbox
+record REMOVE, nobody remembers it -> removed, its id stays taken for a while
 assignment without a record        -> its goal becomes REMOVE, then it is removed as well
 refusal of one that is not pending -> withdrawn
 """
@@ -24,6 +24,13 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Dismissal:
+    """An assignment that its host has carried out to the end: it goes, and then the host's status goes too."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
 class Removal:
     """A sandbox of which nothing is left on any host: its keys go."""
 
@@ -39,7 +46,7 @@ class Withdrawal:
     sandbox_id: SandboxId
 
 
-LifecycleChange = Order | Removal | Withdrawal
+LifecycleChange = Order | Dismissal | Removal | Withdrawal
 
 
 def due_changes(snapshot: Snapshot) -> tuple[LifecycleChange, ...]:
@@ -48,17 +55,19 @@ def due_changes(snapshot: Snapshot) -> tuple[LifecycleChange, ...]:
 
 
 def _for_records(snapshot: Snapshot) -> Iterator[LifecycleChange]:
+    # A host that is away cannot forget; it does when it comes back, and the owner need not wait for that.
+    remembered = {sandbox_id for host_id, sandbox_id in snapshot.statuses if host_id in snapshot.alive}
     for sandbox_id, record in sorted(snapshot.records.items()):
         if sandbox_id in snapshot.opaque_sandboxes:
             continue
         assignment = snapshot.assignment_of(record)
         if assignment is None:
-            if record.goal is Goal.REMOVE:
+            if record.goal is Goal.REMOVE and sandbox_id not in remembered:
                 yield Removal(sandbox_id, record, None)
         elif assignment.generation < record.generation:
             yield Order(replace(assignment, goal=record.goal, generation=record.generation))
         elif record.goal is Goal.REMOVE and _is_gone(snapshot, assignment):
-            yield Removal(sandbox_id, record, assignment)
+            yield Dismissal(assignment)
 
 
 def _for_orphans(snapshot: Snapshot) -> Iterator[LifecycleChange]:

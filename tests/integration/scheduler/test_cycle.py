@@ -28,7 +28,7 @@ from fleet.store.keyspace import (
     reservation_key,
 )
 from fleet.store.memory import MemoryStore
-from fleet.store.port import TRANSACTION_OPS_MAX, Put, Store, Unmoved, Write
+from fleet.store.port import TRANSACTION_OPS_MAX, Delete, Put, Store, Unmoved, Write
 from scheduler.commit import Committer, plan_changes
 from scheduler.placement.plan import plan
 from scheduler.placement.snapshot import add, share_of
@@ -143,9 +143,13 @@ async def test_a_sandbox_is_removed_without_a_trace(store: Store, decider: Decid
     await look(decider, await put_all(store, record_puts(wish)[:1]))
     (order,) = await assignments_in(store)
     assert (order.goal, order.generation) == (Goal.REMOVE, 2)
-    await look(decider, await put_all(store, [status_put(status(order, Phase.REMOVED, released=True))]))
+    gone = status_put(status(order, Phase.REMOVED, released=True))
+    await look(decider, await put_all(store, [gone]))
+    assert (await assignments_in(store), bool((await store.list_prefix(RECORDS)).entries)) == ([], True)
+    # Only when the host has forgotten it as well is it gone.
+    await look(decider, await put_all(store, [Delete(gone.key)]))
     left = {entry.key.removeprefix(ROOT).split("/")[0] for entry in (await store.list_prefix(ROOT)).entries}
-    assert left == {"host", "alive", "leader", "reservation", "status", "tombstone"}
+    assert left == {"host", "alive", "leader", "reservation", "tombstone"}
     (tombstone,) = (await store.list_prefix(TOMBSTONES)).entries
     assert tombstone.lease_id != 0
     found = await store.get(reservation_key(host().host_id))

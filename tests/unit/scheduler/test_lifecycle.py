@@ -7,7 +7,7 @@ import pytest
 
 from fleet.model.assignment import Refusal
 from fleet.model.sandbox import Goal, Phase
-from scheduler.placement.lifecycle import Order, Removal, Withdrawal, due_changes
+from scheduler.placement.lifecycle import Dismissal, Order, Removal, Withdrawal, due_changes
 from tests.unit.scheduler.build import NOW_MS, OTHER, assignment, host, record, snapshot, status
 
 WISH = record()
@@ -53,8 +53,9 @@ CASES: list[tuple[str, dict[str, Any], tuple[Any, ...]]] = [
     (
         "its host is done",
         {"records": [REMOVE], "assignments": [REMOVE_ORDER], "statuses": [GONE]},
-        (Removal(WISH.sandbox_id, REMOVE, REMOVE_ORDER),),
+        (Dismissal(REMOVE_ORDER),),
     ),
+    ("its host has not forgotten it yet", {"records": [REMOVE], "statuses": [GONE]}, ()),
     ("an order without a record", {"assignments": [ORDER]}, (Order(REMOVE_ORDER),)),
     (
         "an order of another tenant's",
