@@ -37,7 +37,10 @@ class Cycle:
         fence: Callable[[], Unmoved | None],
         now_ms: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        interval_s: float = LOOK_INTERVAL_S,
     ) -> None:
+        self._interval_s = interval_s
         self._state = state
         self._fence = fence
         self._now_ms = now_ms
@@ -53,7 +56,7 @@ class Cycle:
                 log.warning("cycle.failed", code=error.code, error=error.message)
             await asyncio.sleep(SETTLE_S)
             try:
-                async with asyncio.timeout(LOOK_INTERVAL_S):
+                async with asyncio.timeout(self._interval_s):
                     await changed.wait()
             except TimeoutError:
                 continue

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
 # Reasons that may be given for a skip under CI, each with why the test cannot run there. None is needed so far.
 SKIPS_ALLOWED: dict[str, str] = {}
 
+E2E = Path(__file__).parent / "e2e"
 IS_CI = os.environ.get("CI") == "true"
 
 
@@ -15,6 +17,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test that needs root says so, instead of failing somewhere in the middle."""
     if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.fail("this test needs root: run `./dev test` as root, or `./dev test fast` without it", pytrace=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A fleet owns the bridge, the packet filter and the libvirt of its namespaces; tests of these have no place beside it."""
+    rooted = [item for item in items if item.get_closest_marker("root")]
+    with_fleet = [item for item in rooted if E2E in item.path.parents]
+    if with_fleet and len(with_fleet) < len(rooted):
+        raise pytest.UsageError(
+            "tests/e2e starts a fleet and cannot share namespaces: run it by itself, ./dev test tests/e2e"
+        )
 
 
 @pytest.hookimpl(wrapper=True)

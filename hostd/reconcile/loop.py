@@ -70,7 +70,9 @@ class Reconciler:
         *,
         subnet: IPv4Network = DEFAULT_SUBNET,
         clock: Callable[[], float] = time.monotonic,
+        interval_s: float = PASS_INTERVAL_S,
     ) -> None:
+        self._interval_s = interval_s
         self._orders = orders
         self._drivers = drivers
         self._applier = applier
@@ -243,7 +245,7 @@ class Reconciler:
 
     def _wait_s(self) -> float:
         due = [trouble.retry_at_s - self._clock() for trouble in self._trouble.values()]
-        return max(0.05, min([PASS_INTERVAL_S, *due]))
+        return max(0.05, min([self._interval_s, *due]))
 
     def _free_address(self) -> IPv4Address:
         taken = {progress.address for progress in self._orders.progress.values()}

@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.root, pytest.mark.vm]
 
 # Three times what a guest may send ahead of an ack.
 MUCH_BYTES = 3_000_000
+# Sixteen agents start at once on an emulated CPU: by then a shell has set its traps.
+STARTED_S = 20.0
 
 WORKSPACE = {
     "keep.txt": "kept\n",
@@ -135,8 +137,8 @@ def agents(now_s: float) -> list[Agent]:
         Agent("env", "custom", ("env",), env=(EnvVar("OWN", "a b=c"),)),
         shell("self", SELF),
         shell("work", WORK),
-        shell("stubborn", "trap '' TERM; while :; do sleep 100; done", timeout_s=0.5, grace_period_s=0.5),
-        shell("polite", "trap 'echo bye; exit 7' TERM; echo here; sleep 100 & wait", timeout_s=2.0),
+        shell("stubborn", "trap '' TERM; while :; do sleep 100; done", timeout_s=STARTED_S, grace_period_s=0.5),
+        shell("polite", "trap 'echo bye; exit 7' TERM; echo here; sleep 100 & wait", timeout_s=STARTED_S),
         Agent("hungry", "custom", ("python3", "-c", "bytearray(200 << 20)"), memory_mib=32),
         Agent("nowhere", "custom", ("true",), workdir="/not/there"),
         Agent("nothing", "custom", ("no-such-program",)),

@@ -113,7 +113,7 @@ class Hostd:
         place = Place(room.folder / "run", room.folder / "log", 29, Accelerator.SIMULATED)
         applier = Applier(drivers, self.orders, self.sessions, place, self.now_ms)
         self.reconciler = Reconciler(
-            self.orders, drivers, applier, self.sessions, self.now_ms, subnet=SUBNET, clock=self.clock
+            self.orders, drivers, applier, self.sessions, self.now_ms, subnet=SUBNET, clock=self.clock, interval_s=0.2
         )
         self.passes = 0
         self.reconciler.on_pass(self._on_pass)

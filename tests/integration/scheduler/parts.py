@@ -65,7 +65,8 @@ class Decider:
         self.state = FleetState(self.mirror)
         self.now_ms = NOW_MS
         self.clock_s = 0.0
-        self.cycle = Cycle(store, self.state, lambda: fence, lambda: self.now_ms, lambda: self.clock_s)
+        times = (lambda: self.now_ms, lambda: self.clock_s)
+        self.cycle = Cycle(store, self.state, lambda: fence, *times, interval_s=0.2)
 
 
 @dataclass(frozen=True, slots=True)
