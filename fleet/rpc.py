@@ -95,7 +95,9 @@ async def start_server(
     roles: Mapping[str, frozenset[Role]],
     register: Callable[[grpc.aio.Server], None],
 ) -> tuple[grpc.aio.Server, int]:
-    """Serves what `register` adds, to the roles listed per full service name; health and reflection come with it.
+    """Serves what `register` adds, to the roles listed per full service name, or per "service/Method" where one differs.
+
+    Health and reflection come with it.
 
     Returns the server and its port. Raises UnavailableError `address_in_use` when it cannot listen on `address`.
     """
@@ -107,10 +109,11 @@ async def start_server(
     server = grpc.aio.server(interceptors=[Gatekeeper(roles)], options=options)
     register(server)
     servicer = health.aio.HealthServicer()
-    for name in (*roles, health.OVERALL_HEALTH):
+    services = [name for name in roles if "/" not in name]
+    for name in (*services, health.OVERALL_HEALTH):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection((*roles, *_OPEN_SERVICES), server)
+    reflection.enable_server_reflection((*services, *_OPEN_SERVICES), server)
     try:
         port = server.add_secure_port(address, credentials)
         await server.start()
@@ -167,7 +170,8 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         service = handler_call_details.method.split("/")[1]
         if handler is None or service in _OPEN_SERVICES:
             return handler
-        return self._guard(handler, handler_call_details.method, self._roles.get(service, frozenset()))
+        roles = self._roles.get(handler_call_details.method.lstrip("/"), self._roles.get(service, frozenset()))
+        return self._guard(handler, handler_call_details.method, roles)
 
     def _guard(self, handler: Any, method: str, roles: frozenset[Role]) -> Any:
         behaviours = {

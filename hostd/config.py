@@ -11,6 +11,9 @@ from fleet.model.ids import is_dns_label
 from hostd.drivers.domain_xml import QemuUser
 from hostd.inventory import InventorySettings
 
+# Addresses to listen on that nobody can call.
+ANYWHERE = frozenset({"0.0.0.0", "[::]"})  # noqa: S104
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
@@ -52,6 +55,10 @@ class HostdConfig:
         if not is_dns_label(self.host_id):
             message = f"{self.host_id!r} is no DNS label"
             raise InvalidSpecError("config_invalid", message, "use 1 to 63 of a-z, 0-9 and -", field="host_id")
+        if not self.advertise and self.listen.rsplit(":", 1)[0] in ANYWHERE:
+            message = f"nobody reaches this host at {self.listen}"
+            next_step = 'set it to the "ip:port" where the scheduler and other hosts do'
+            raise InvalidSpecError("config_invalid", message, next_step, field="advertise")
         self.network.interface()
 
     def find_qemu_user(self) -> QemuUser:

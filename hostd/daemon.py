@@ -40,9 +40,12 @@ REFRESH_INTERVAL_S = 30.0
 RETRY_S = 2.0
 SCRATCH_DIR = "scratch"
 
+CONTENT = content_pb2.DESCRIPTOR.services_by_name["ContentService"].full_name
 ROLES = {
     service_pb2.DESCRIPTOR.services_by_name["OutputService"].full_name: frozenset({Role.SCHEDULER}),
-    content_pb2.DESCRIPTOR.services_by_name["ContentService"].full_name: frozenset({Role.SCHEDULER, Role.HOST}),
+    CONTENT: frozenset({Role.SCHEDULER}),
+    # Hosts give each other sources and nothing else: one that is taken over reads no artifact elsewhere.
+    f"{CONTENT}/FetchSource": frozenset({Role.SCHEDULER, Role.HOST}),
 }
 
 log = structlog.get_logger()
@@ -103,14 +106,16 @@ class _Daemon:
         self._mirror = Mirror(parts.store, host_assignments(host_id))
         self._registration = Registration(parts.store, host_id, read_boot_id())
         prefix = interface.network.prefixlen
-        sessions = Sessions(parts.orders, parts.links, self._on_guest, now_ms, prefix_length=prefix)
+        sessions = Sessions(
+            parts.orders, parts.links, self._on_progress, now_ms, prefix_length=prefix, counted=self._tell
+        )
         place = Place(config.run_dir, config.log_dir, prefix, parts.accelerator)
         applier = Applier(parts.drivers, parts.orders, sessions, place, now_ms)
         subnet = interface.network
         self._reconciler = Reconciler(parts.orders, parts.drivers, applier, sessions, now_ms, subnet=subnet)
         self._publisher = Publisher(host_id, parts.store, parts.orders, self._reconciler, parts.accelerator)
         self._intake = Intake(host_id, self._mirror, parts.orders, self._reconciler)
-        self._reconciler.on_pass(self._on_pass)
+        self._reconciler.on_pass(self._tell)
         self._registration.on_registered(self._publisher.nudge)
         parts.drivers.hypervisor.on_change(self._reconciler.nudge)
 
@@ -149,12 +154,11 @@ class _Daemon:
             registered_at_ms=0,
         )
 
-    def _on_guest(self) -> None:
-        self._changes.nudge()
-        self._publisher.nudge()
+    def _on_progress(self) -> None:
+        self._tell()
         self._reconciler.nudge()
 
-    def _on_pass(self) -> None:
+    def _tell(self) -> None:
         self._changes.nudge()
         self._publisher.nudge()
 

@@ -20,8 +20,10 @@ from fleet.rpc import open_channel, translated
 from fleet.store.keyspace import SOURCES, alive_key, host_key, source_hosts, source_key
 from fleet.store.port import TRANSACTION_OPS_MAX, Delete, Put, Store, Write
 
-# The largest source (2 GiB) over a gigabit takes 20 s; ten minutes are a peer that hangs.
+# The largest source (2 GiB) over a gigabit takes 20 s; ten minutes are enough for the slowest network.
 FETCH_TIMEOUT_S = 600.0
+# A peer that sends nothing for so long hangs, and another one is asked.
+SILENCE_TIMEOUT_S = 30.0
 
 log = structlog.get_logger()
 
@@ -38,20 +40,28 @@ class LocalSources(Protocol):
 class Sourcing:
     """The sources of this host and, through them, of the fleet."""
 
-    def __init__(self, host_id: HostId, store: Store, local: LocalSources, tls: TlsFiles) -> None:
+    def __init__(
+        self,
+        host_id: HostId,
+        store: Store,
+        local: LocalSources,
+        tls: TlsFiles,
+        *,
+        silence_s: float = SILENCE_TIMEOUT_S,
+    ) -> None:
         self._host_id = host_id
         self._store = store
         self._local = local
         self._tls = tls
-        # Two sandboxes that start with the same source fetch it once.
-        self._lock = asyncio.Lock()
+        self._silence_s = silence_s
+        # Two sandboxes that start with the same source fetch it once; one that hangs holds up no other. An entry lives as long
+        # as its fetch, and fetches are as many as the reconciler's workers.
+        self._fetches: dict[tuple[Tenant, Digest], asyncio.Lock] = {}
 
     async def ensure_disk(self, tenant: Tenant, digest: Digest) -> str:
         """The path of the source's verified disk, fetched from another host first when this one lacks it."""
-        async with self._lock:
-            if not self._local.has(tenant, digest):
-                await self._fetch(tenant, digest)
-                await self.tell(tenant, digest)
+        if not self._local.has(tenant, digest):
+            await self._fetch_once(tenant, digest)
         return await self._local.ensure_disk(tenant, digest)
 
     async def tell(self, tenant: Tenant, digest: Digest) -> None:
@@ -67,6 +77,17 @@ class Sourcing:
         writes += [Delete(key) for key in sorted(told - held)]
         for start in range(0, len(writes), TRANSACTION_OPS_MAX):
             await self._store.transact([], writes[start : start + TRANSACTION_OPS_MAX])
+
+    async def _fetch_once(self, tenant: Tenant, digest: Digest) -> None:
+        lock = self._fetches.setdefault((tenant, digest), asyncio.Lock())
+        try:
+            async with lock:
+                if not self._local.has(tenant, digest):
+                    await self._fetch(tenant, digest)
+                    await self.tell(tenant, digest)
+        finally:
+            if not lock.locked():
+                self._fetches.pop((tenant, digest), None)
 
     async def _fetch(self, tenant: Tenant, digest: Digest) -> None:
         error: BedplateError = NotFoundError(
@@ -101,13 +122,22 @@ class Sourcing:
         async with open_channel(peer.address, self._tls, host_server_name(peer.host_id)) as channel:
             with translated(f"host {peer.host_id}"):
                 call = content_pb2_grpc.ContentServiceStub(channel).FetchSource(request, timeout=FETCH_TIMEOUT_S)
-                first: Any = await call.read()
+                first = await self._read(call)
                 if first is grpc.aio.EOF:
                     raise UnavailableError("source_empty", f"host {peer.host_id} sent nothing", "it is tried again")
-                await self._local.put(tenant, digest, first.size_bytes, _chunks(first, call))
+                await self._local.put(tenant, digest, first.size_bytes, self._chunks(first, call))
 
+    async def _chunks(self, first: Any, call: Any) -> AsyncIterator[bytes]:
+        chunk = first
+        while chunk is not grpc.aio.EOF:
+            yield chunk.payload
+            chunk = await self._read(call)
 
-async def _chunks(first: Any, call: Any) -> AsyncIterator[bytes]:
-    yield first.payload
-    async for chunk in call:
-        yield chunk.payload
+    async def _read(self, call: Any) -> Any:
+        try:
+            async with asyncio.timeout(self._silence_s):
+                return await call.read()
+        except TimeoutError as error:
+            call.cancel()
+            message = f"the other host sent nothing for {self._silence_s:.0f} s"
+            raise UnavailableError("source_stalled", message, "it is tried again") from error

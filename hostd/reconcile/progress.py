@@ -42,6 +42,7 @@ class Progress:
     artifact: Artifact | None = None
     failure: Reason | None = None
     stopping_since_ms: int = 0
+    boot_id: str = ""
 
 
 def begin(order: Assignment, address: str, generation_id: str) -> Progress:

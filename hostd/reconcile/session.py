@@ -41,6 +41,9 @@ GUEST_RESTARTED = Reason(
 )
 ARTIFACT_CORRUPT = Reason("artifact_corrupt", "the artifact does not have the digest the guest told")
 
+# The kernel's boot id is a UUID of 36 characters; whatever a hostile guest says instead is cut.
+BOOT_ID_CHARS_MAX = 64
+
 log = structlog.get_logger()
 
 
@@ -58,7 +61,10 @@ class _Live:
 
 
 class Sessions:
-    """The conversations with all guests of this host."""
+    """The conversations with all guests of this host.
+
+    `changed` is called when a sandbox has come further, `counted` when only more of its output is here.
+    """
 
     def __init__(
         self,
@@ -69,10 +75,12 @@ class Sessions:
         *,
         prefix_length: int = 16,
         clock: Callable[[], float] = time.monotonic,
+        counted: Callable[[], None] = lambda: None,
     ) -> None:
         self._orders = orders
         self._links = links
         self._changed = changed
+        self._counted = counted
         self._now_ms = now_ms
         self._prefix_length = prefix_length
         self._clock = clock
@@ -156,12 +164,13 @@ class Sessions:
             text = f"the guest speaks link version {clean(fields['version'])}, this host {LINK_VERSION}"
             self._save(fail(progress, Reason("guest_unsupported", text, "use an image of this host's release")))
             return
-        if fields["configured"] is not True and any(agent.started_at_ms for agent in progress.agents):
+        boot_id, is_configured = clean(fields.get("boot_id", ""))[:BOOT_ID_CHARS_MAX], fields["configured"] is True
+        if not is_configured and _may_have_run(progress, boot_id):
             self._save(fail(progress, GUEST_RESTARTED))
             return
         self._save(reach_stage(progress, "link_connected", self._now_ms()))
-        if fields["configured"] is not True:
-            await self._configure(order)
+        if not is_configured:
+            await self._configure(order, boot_id)
         for name, state in fields["agents"].items():
             self._take_agent(sandbox_id, {**state, "name": name})
         offsets = {agent.name: self._orders.output_bytes(sandbox_id, agent.name) for agent in order.spec.agents}
@@ -169,10 +178,10 @@ class Sessions:
         await self._links.send(sandbox_id, LinkMessage("resume", resume))
         self._live[sandbox_id].has_hello = True
 
-    async def _configure(self, order: Assignment) -> None:
+    async def _configure(self, order: Assignment, boot_id: str) -> None:
         progress = reach_stage(self._progress(order.sandbox_id), "configured", self._now_ms())
         # On the disk before the guest hears of it: from here on no other domain is ever started for this sandbox.
-        self._save(replace(progress, is_configured=True))
+        self._save(replace(progress, is_configured=True, boot_id=boot_id))
         fields = describe_configuration(order, progress.address, self._prefix_length, self._now_ms())
         await self._links.send(order.sandbox_id, LinkMessage("configure", fields))
 
@@ -281,10 +290,17 @@ class Sessions:
         self._orders.hold_progress(replace(progress, agents=agents))
         if is_new_stage:
             self._orders.put_progress(replace(progress, agents=agents))
-        self._changed()
+            self._changed()
+        self._counted()
 
     def _partial_artifact(self, sandbox_id: SandboxId) -> Path:
         return self._orders.artifact_path(sandbox_id).with_name(".artifact.part")
+
+
+def _may_have_run(progress: Progress, boot_id: str) -> bool:
+    """Whether agents may have run in a guest that knows nothing of it: then it has restarted, and they would run twice."""
+    is_another = progress.is_configured and progress.boot_id != boot_id
+    return is_another or any(agent.started_at_ms for agent in progress.agents)
 
 
 def _has_all_output(progress: Progress, live: _Live) -> bool:

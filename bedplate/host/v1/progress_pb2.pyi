@@ -37,6 +37,7 @@ class Progress(_message.Message):
     ARTIFACT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     STOPPING_SINCE_MS_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     address: _builtins.str
     """"10.77.0.2", empty without a network device"""
@@ -47,6 +48,8 @@ class Progress(_message.Message):
     is_configured: _builtins.bool
     """the agents may have started: never start another domain"""
     stopping_since_ms: _builtins.int
+    boot_id: _builtins.str
+    """of the guest that was configured: another one is never configured again"""
     @_builtins.property
     def agents(self) -> _containers.RepeatedCompositeFieldContainer[_sandbox_pb2.AgentStatus]: ...
     @_builtins.property
@@ -70,10 +73,11 @@ class Progress(_message.Message):
         artifact: _sandbox_pb2.Artifact | None = ...,
         failure: _sandbox_pb2.Reason | None = ...,
         stopping_since_ms: _builtins.int = ...,
+        boot_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agents", b"agents", "artifact", b"artifact", "failure", b"failure", "generation_id", b"generation_id", "is_configured", b"is_configured", "sandbox_id", b"sandbox_id", "stages", b"stages", "starts", b"starts", "stopping_since_ms", b"stopping_since_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agents", b"agents", "artifact", b"artifact", "boot_id", b"boot_id", "failure", b"failure", "generation_id", b"generation_id", "is_configured", b"is_configured", "sandbox_id", b"sandbox_id", "stages", b"stages", "starts", b"starts", "stopping_since_ms", b"stopping_since_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
