@@ -261,6 +261,16 @@ async def test_a_guest_that_began_anew_is_not_configured_again(talk: Talk) -> No
     assert talk.sent().count("configure") == 1
 
 
+async def test_a_guest_that_began_anew_unheard_is_not_configured_again(talk: Talk) -> None:
+    """Its agents may have begun before anyone heard of it: only the guest that was configured may be so once more."""
+    await talk.greet(boot_id="boot-1")
+    talk.start()
+    await talk.greet(boot_id="boot-1")
+    assert talk.sent().count("configure") == 1
+    await talk.greet(boot_id="boot-2")
+    assert talk.failure() == "guest_restarted"
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", None, NESTED])
 async def test_another_version_is_told(talk: Talk, version: Any) -> None:
     """A guest of another release fails with that reason, before it is told anything."""

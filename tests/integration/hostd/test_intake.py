@@ -1,0 +1,119 @@
+"""Orders come from the store into hostd's own folder, and go only when their sandbox was destroyed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from fleet.codec import encode
+from fleet.model.assignment import Assignment
+from fleet.model.ids import SandboxId
+from fleet.model.sandbox import Goal
+from fleet.store.keyspace import assignment_key, host_assignments
+from fleet.store.memory import MemoryStore
+from fleet.store.mirror import Mirror
+from fleet.store.port import Delete, Put
+from hostd.intake import Intake
+from tests.integration.hostd.parts import HOST, A, B, Hostd, Room
+
+HANG_S = 20.0
+
+
+class Place:
+    """A store, a host without a running reconciler, and the intake between them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = MemoryStore(monotonic)
+        self.room = Room(folder)
+        self.hostd = Hostd(self.room)
+        self.mirror = Mirror(self.store, host_assignments(HOST))
+        self.intake = Intake(HOST, self.mirror, self.hostd.orders, self.hostd.reconciler)
+
+    async def put(self, *orders: Assignment) -> None:
+        writes = [Put(assignment_key(HOST, order.sandbox_id), encode(order)) for order in orders]
+        await self.store.transact([], writes)
+
+    async def delete(self, sandbox_id: SandboxId) -> None:
+        await self.store.transact([], [Delete(assignment_key(HOST, sandbox_id))])
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Waits until it is so; whatever the intake takes or forgets nudges the reconciler or moves the mirror."""
+        async with asyncio.timeout(HANG_S):
+            while not is_so():
+                changed = self.mirror.changed()
+                # The intake waits for the same event, and was first to do so.
+                await asyncio.sleep(0)
+                if not is_so():
+                    await changed.wait()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self.mirror.run()), asyncio.create_task(self.intake.run())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    """One host; its links are closed afterwards."""
+    place = Place(tmp_path)
+    yield place
+    await place.hostd.links.close()
+
+
+async def test_orders_are_taken_and_changed(place: Place) -> None:
+    """What the scheduler orders is on the host's disk, and what it orders instead replaces it."""
+    order = place.room.order()
+    await place.put(order)
+    async with place.running():
+        await place.until(lambda: A in place.hostd.orders.orders)
+        assert place.hostd.orders.orders[A] == order
+        stop = replace(order, goal=Goal.STOP, generation=2)
+        await place.put(stop)
+        await place.until(lambda: place.hostd.orders.orders[A] == stop)
+
+
+async def test_an_order_that_vanishes_is_kept(place: Place) -> None:
+    """A store that lost its data ends no running VM: only a sandbox that was ordered away is forgotten."""
+    kept, removed = place.room.order(), place.room.order(sandbox_id=B)
+    await place.put(kept, removed)
+    async with place.running():
+        await place.until(lambda: {A, B} <= set(place.hostd.orders.orders))
+        await place.put(replace(removed, goal=Goal.REMOVE, generation=2))
+        await place.until(lambda: place.hostd.orders.orders[B].goal is Goal.REMOVE)
+        await place.delete(A)
+        await place.delete(B)
+        await place.until(lambda: B not in place.hostd.orders.orders)
+        assert place.hostd.orders.orders[A] == kept
+        # And it is obeyed again when it comes back.
+        stop = replace(kept, goal=Goal.STOP, generation=2)
+        await place.put(stop)
+        await place.until(lambda: place.hostd.orders.orders[A] == stop)
+
+
+async def test_what_cannot_be_read_is_passed_over(place: Place) -> None:
+    """An order of a newer scheduler's making holds up no other."""
+    await place.store.transact([], [Put(assignment_key(HOST, B), b"\xff\xff\xff")])
+    await place.put(place.room.order())
+    async with place.running():
+        await place.until(lambda: A in place.hostd.orders.orders)
+        assert B not in place.hostd.orders.orders
+
+
+async def test_a_store_that_is_away_changes_nothing(place: Place) -> None:
+    """With the store away at the start the last orders stay in force, and nothing is forgotten."""
+    order = place.room.order()
+    place.hostd.reconciler.accept(order)
+    place.store.is_reachable = False
+    async with place.running():
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert dict(place.hostd.orders.orders) == {A: order}
