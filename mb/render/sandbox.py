@@ -73,9 +73,12 @@ def render_reason(sandbox: Sandbox) -> Iterator[str]:
 def render_stages(sandbox: Sandbox) -> Iterator[str]:
     """Each stage with the time since the one before, and since the sandbox was asked for."""
     before = sandbox.created_at_ms
-    for name, at_ms in list_stages(sandbox):
+    stages = list_stages(sandbox)
+    if stages:
+        yield f"{'stages':13}{'':18}{'took':>12}{'since start':>14}"
+    for name, at_ms in stages:
         step, total = render_span(before, at_ms), render_span(sandbox.created_at_ms, at_ms)
-        yield f"{'stages' if before == sandbox.created_at_ms else '':13}{name:18}{step:>12}{total:>14}"
+        yield f"{'':13}{name:18}{step:>12}{total:>14}"
         before = at_ms
 
 
