@@ -1,6 +1,7 @@
 """hostd's composition root: reads the configuration, chooses the drivers, runs the daemon until it is told to stop.
 
-`python -m hostd --config FILE` serves; `python -m hostd --config FILE probe` only says what VMs would run on.
+`python -m hostd --config FILE` serves; `probe` after it only says what VMs would run on; `retire` takes the bridge and the packet
+filter's rules away from a machine that is no host any more.
 """
 
 import argparse
@@ -13,12 +14,13 @@ import sys
 from pathlib import Path
 
 from fleet.config import load_config
-from fleet.errors import BedplateError, UnavailableError
+from fleet.errors import BedplateError, ConflictError, UnavailableError
 from fleet.model.ids import HostId
 from fleet.store.etcd import open_etcd
 from fleet.telemetry import configure_logging
 from hostd.config import HostdConfig
 from hostd.daemon import SCRATCH_DIR, Parts, run_daemon
+from hostd.drivers.domain_xml import QemuUser
 from hostd.drivers.guest import SocketLinks
 from hostd.drivers.hypervisor import AcceleratorProbe, LibvirtHypervisor
 from hostd.drivers.image import ImageStore, ScratchDisks, SourceStore
@@ -31,6 +33,7 @@ from hostd.sourcing import Sourcing
 _EPILOG = """examples:
   python -m hostd --config /etc/bedplate/hostd.toml
   python -m hostd --config /etc/bedplate/hostd.toml probe     {"accelerator": "kvm", "reason": "…"}
+  python -m hostd --config /etc/bedplate/hostd.toml retire    refused while a VM of ours is there
 """
 
 
@@ -39,7 +42,7 @@ def main() -> int:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("hostd", description=__doc__, epilog=_EPILOG, formatter_class=formatter)
     parser.add_argument("--config", type=Path, default=Path("/etc/bedplate/hostd.toml"), help="TOML (%(default)s)")
-    parser.add_argument("command", nargs="?", choices=["serve", "probe"], default="serve", help="(%(default)s)")
+    parser.add_argument("command", nargs="?", choices=[*_COMMANDS], default="serve", help="(%(default)s)")
     options = parser.parse_args()
     try:
         config = load_config(HostdConfig, options.config)
@@ -47,7 +50,7 @@ def main() -> int:
         configure_logging("hostd", config.log_level)
         for folder in (config.state_dir, config.run_dir, config.log_dir):
             _ensure_folder(folder)
-        asyncio.run(_print_probe(config) if options.command == "probe" else _serve(config))
+        asyncio.run(_COMMANDS[options.command](config))
     except BedplateError as error:
         print(f"error: {error.message}\n  next: {error.next_step}", file=sys.stderr)  # noqa: T201
         return 1
@@ -59,7 +62,7 @@ async def _serve(config: HostdConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    user, interface = config.find_qemu_user(), config.network.interface()
+    user = config.find_qemu_user()
     store = open_etcd(config.etcd, config.tls)
     images, sources = ImageStore(config.images_dir), SourceStore(config.state_dir / "sources")
     hypervisor, links = LibvirtHypervisor(config.libvirt_uri, user, _probe(config, images)), SocketLinks()
@@ -67,7 +70,7 @@ async def _serve(config: HostdConfig) -> None:
     sourcing = Sourcing(HostId(config.host_id), store, sources, config.tls)
     drivers = Drivers(
         hypervisor=hypervisor,
-        network=LinuxNetwork(NetworkSettings(config.network.bridge, interface, user.uid, user.gid)),
+        network=_network(config, user),
         disks=ScratchDisks(config.state_dir / SCRATCH_DIR, (user.uid, user.gid)),
         images=images,
         sources=sourcing,
@@ -87,6 +90,26 @@ async def _serve(config: HostdConfig) -> None:
 async def _print_probe(config: HostdConfig) -> None:
     accelerator, reason = await _probe(config, ImageStore(config.images_dir)).run()
     print(json.dumps({"accelerator": accelerator, "reason": reason}))  # noqa: T201
+
+
+async def _retire(config: HostdConfig) -> None:
+    lock = _hold_state(config.state_dir)
+    user = config.find_qemu_user()
+    hypervisor = LibvirtHypervisor(config.libvirt_uri, user, _probe(config, ImageStore(config.images_dir)))
+    try:
+        domains = await hypervisor.list_domains()
+        if domains:
+            message = f"this host still has {len(domains)} VMs: {', '.join(sorted(domains))}"
+            raise ConflictError("host_busy", message, "destroy their sandboxes first: mb ls, mb destroy NAME")
+        await _network(config, user).remove_bridge()
+    finally:
+        await hypervisor.close()
+        os.close(lock)
+
+
+def _network(config: HostdConfig, user: QemuUser) -> LinuxNetwork:
+    interface = config.network.interface()
+    return LinuxNetwork(NetworkSettings(config.network.bridge, interface, user.uid, user.gid))
 
 
 def _probe(config: HostdConfig, images: ImageStore) -> AcceleratorProbe:
@@ -117,6 +140,8 @@ def _hold_state(state_dir: Path) -> int:
         raise UnavailableError("state_in_use", message, "stop it first, or name another state_dir") from error
     return handle
 
+
+_COMMANDS = {"serve": _serve, "probe": _print_probe, "retire": _retire}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,9 @@
 """House rules of every test run: `root` means root, and under CI=true a skipped test is a failed one."""
 
+import contextlib
+import json
 import os
+import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import pytest
 # Reasons that may be given for a skip under CI, each with why the test cannot run there. None is needed so far.
 SKIPS_ALLOWED: dict[str, str] = {}
 
+PROGRAMS = ("qemu-system", "libvirtd", "virtlogd", "etcd")
+LINKS = ("bp-", "bedplate")
 E2E = Path(__file__).parent / "e2e"
 IS_CI = os.environ.get("CI") == "true"
 
@@ -28,6 +33,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(
             "tests/e2e starts a fleet and cannot share namespaces: run it by itself, ./dev test tests/e2e"
         )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In private namespaces all there is was made by these tests: what is left at their end, a test or the product forgot."""
+    if os.environ.get("BEDPLATE_PRIVATE") == "1" and (left := _find_leftovers()):
+        print(f"\nleft behind by these tests: {', '.join(left)}")  # noqa: T201
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _find_leftovers() -> list[str]:
+    left = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        # A process may end while it is looked at.
+        with contextlib.suppress(OSError):
+            name = path.read_text().strip()
+            left += [f"process {path.parent.name} ({name})"] if name.startswith(PROGRAMS) else []
+    links = json.loads(subprocess.run(["ip", "-json", "link"], capture_output=True, check=True).stdout)
+    left += [f"link {link['ifname']}" for link in links if link["ifname"].startswith(LINKS)]
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    return left + [line for line in tables.splitlines() if "bedplate" in line]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,7 +26,7 @@ from provisioning.embedded.pki import EMBEDDED_HOST, EMBEDDED_TENANT, create_pki
 from provisioning.embedded.process import Program, start_program
 
 CALL_TIMEOUT_S = 2.0
-PROBE_TIMEOUT_S = 120.0
+COMMAND_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,9 @@ class EmbeddedFleet:
         self.scheduler.stop()
 
     def stop(self) -> None:
-        """Ends everything that still runs."""
+        """Ends everything that still runs; without VMs the host's network goes too."""
         self.stop_control_plane()
+        run_hostd(self.folder, "retire", check=False)
         self.libvirt.stop()
         self.etcd.stop()
 
@@ -104,14 +105,19 @@ def start_fleet(folder: Path, settings: FleetSettings, progress: Callable[[str],
 
 def _probe_accelerator(folder: Path) -> tuple[str, str]:
     """hostd's own probe: libvirt must not see a /dev/kvm on which no guest runs."""
-    arguments = [sys.executable, "-m", "hostd", "--config", str(folder / "hostd.toml"), "probe"]
-    done = subprocess.run(
-        arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
-    )
-    if done.returncode != 0:
-        raise HostFaultError("probe_failed", f"hostd cannot probe: {done.stderr.strip()}", "mend what it says")
-    found = json.loads(done.stdout)
+    found = json.loads(run_hostd(folder, "probe"))
     return found["accelerator"], found["reason"]
+
+
+def run_hostd(folder: Path, command: str, *, check: bool = True) -> str:
+    """What one of hostd's short commands prints; raises HostFaultError `hostd_failed` when it fails and `check` is set."""
+    arguments = [sys.executable, "-m", "hostd", "--config", str(folder / "hostd.toml"), command]
+    done = subprocess.run(
+        arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+    )
+    if check and done.returncode != 0:
+        raise HostFaultError("hostd_failed", f"hostd {command}: {done.stderr.strip()}", "mend what it says")
+    return done.stdout
 
 
 def _start_scheduler(folder: Path, address: str) -> Program:
