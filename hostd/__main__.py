@@ -99,7 +99,7 @@ async def _retire(config: HostdConfig) -> None:
     try:
         domains = await hypervisor.list_domains()
         if domains:
-            message = f"this host still has {len(domains)} VMs: {', '.join(sorted(domains))}"
+            message = f"this host still has {len(domains)} VM(s): {', '.join(sorted(domains))}"
             raise ConflictError("host_busy", message, "destroy their sandboxes first: mb ls, mb destroy NAME")
         await _network(config, user).remove_bridge()
     finally:

@@ -44,6 +44,7 @@ class EmbeddedFleet:
 
     folder: Path
     endpoint: str
+    peer_port: int
     address: str
     etcd: Program
     libvirt: Libvirt
@@ -59,6 +60,10 @@ class EmbeddedFleet:
     def operator_config(self) -> Path:
         """`mb`'s configuration as an operator."""
         return self.folder / "operator.toml"
+
+    def start_etcd(self) -> None:
+        """Starts etcd (again) on the data it had and returns when it serves."""
+        self.etcd = _start_etcd(self.folder, self.endpoint, self.peer_port)
 
     def start_hostd(self) -> None:
         """Starts hostd (again) and returns when the scheduler calls the host alive."""
@@ -89,7 +94,7 @@ def start_fleet(folder: Path, settings: FleetSettings, progress: Callable[[str],
     etcd_port, peer_port, scheduler_port, hostd_port = free_ports(4)
     endpoint, address = f"{LOOPBACK}:{etcd_port}", f"{LOOPBACK}:{scheduler_port}"
     _write_configs(folder, endpoint, address, hostd_port, settings)
-    etcd = start_etcd(folder / "etcd", folder / "pki", etcd_port, peer_port)
+    etcd = _start_etcd(folder, endpoint, peer_port)
     progress("etcd, with client certificates")
     accelerator, reason = _probe_accelerator(folder)
     progress(f"accelerator {accelerator}: {reason}")
@@ -100,7 +105,7 @@ def start_fleet(folder: Path, settings: FleetSettings, progress: Callable[[str],
     progress("scheduler")
     hostd = _start_hostd(folder, address)
     progress("hostd: the host is alive")
-    return EmbeddedFleet(folder, endpoint, address, etcd, libvirt, scheduler, hostd)
+    return EmbeddedFleet(folder, endpoint, peer_port, address, etcd, libvirt, scheduler, hostd)
 
 
 def _probe_accelerator(folder: Path) -> tuple[str, str]:
@@ -118,6 +123,10 @@ def run_hostd(folder: Path, command: str, *, check: bool = True) -> str:
     if check and done.returncode != 0:
         raise HostFaultError("hostd_failed", f"hostd {command}: {done.stderr.strip()}", "mend what it says")
     return done.stdout
+
+
+def _start_etcd(folder: Path, endpoint: str, peer_port: int) -> Program:
+    return start_etcd(folder / "etcd", folder / "pki", int(endpoint.rsplit(":", 1)[1]), peer_port)
 
 
 def _start_scheduler(folder: Path, address: str) -> Program:

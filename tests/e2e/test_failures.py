@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from provisioning.embedded.fleet import EmbeddedFleet
+from fleet.errors import HostFaultError
+from provisioning.embedded.fleet import EmbeddedFleet, run_hostd
 from tests.e2e.operate import Tenant, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.timeout(900)]
@@ -25,6 +26,13 @@ open("total", "w").write("{COUNT}\\n")
 COUNTED = "".join(f"line {number}\n" for number in range(COUNT))
 
 
+def _refusal(fleet: EmbeddedFleet, command: str) -> str:
+    """What one more hostd says when it is refused."""
+    with pytest.raises(HostFaultError) as caught:
+        run_hostd(fleet.folder, command)
+    return caught.value.message
+
+
 def _qemu_pid(tenant: Tenant, name: str) -> int:
     pattern = f"guest=bp-{tenant.status(name)['sandbox_id']},"
     return int(subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=True).stdout)
@@ -36,7 +44,9 @@ def test_a_killed_hostd_loses_nothing(tenant: Tenant, fleet: EmbeddedFleet) -> N
     with tenant.start("up", str(folder)) as up:
         up.until_printed("line 5\n")
         before = _qemu_pid(tenant, "adopted")
+        assert "another hostd uses" in _refusal(fleet, "serve")
         fleet.hostd.kill()
+        assert "still has 1 VM" in _refusal(fleet, "retire")
         fleet.start_hostd()
         assert _qemu_pid(tenant, "adopted") == before
         done = up.wait()
@@ -57,6 +67,20 @@ def test_a_killed_scheduler_is_waited_for(tenant: Tenant, fleet: EmbeddedFleet) 
         done = up.wait()
     assert (done.code, done.out) == (0, COUNTED), done
     tenant.destroy("patient")
+
+
+def test_a_killed_etcd_is_waited_for(tenant: Tenant, fleet: EmbeddedFleet) -> None:
+    """kill -9 of etcd in mid-run: output flows on without it, and when it is back the host is alive and the status right."""
+    folder = tenant.write_project("storeless", ["python3", "count.py"], {"count.py": COUNTER})
+    with tenant.start("up", str(folder)) as up:
+        up.until_printed("line 5\n")
+        fleet.etcd.kill()
+        up.until_printed("line 15\n")
+        fleet.start_etcd()
+        done = up.wait()
+    assert (done.code, done.out) == (0, COUNTED), done
+    assert tenant.until("storeless", lambda found: found["status"]["released"])["phase"] == "completed"
+    tenant.destroy("storeless")
 
 
 def test_a_restarted_libvirt_is_found_again(tenant: Tenant, fleet: EmbeddedFleet) -> None:
