@@ -53,9 +53,9 @@ class State:
 
     def put_configuration(self, fields: Mapping[str, Any]) -> None:
         """Remember `configure`, and set room aside before any agent can take it."""
-        os.mkdir(f"{self.folder}/reserve", 0o700)
+        os.makedirs(f"{self.folder}/reserve", 0o700, exist_ok=True)
         for number in range(RESERVE_FILES):
-            with open(f"{self.folder}/reserve/{number}", "xb", opener=_open_private) as stream:
+            with open(f"{self.folder}/reserve/{number}", "wb", opener=_open_private) as stream:
                 os.posix_fallocate(stream.fileno(), 0, RESERVE_FILE_BYTES)
         put_json(f"{self.folder}/configuration", fields)
 

@@ -11,6 +11,9 @@ from fleet.model.ids import is_dns_label
 from hostd.drivers.domain_xml import QemuUser
 from hostd.inventory import InventorySettings
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+# The bridge, one sandbox, the network's own and its broadcast address.
+PREFIX_MAX = 30
 # Addresses to listen on that nobody can call.
 ANYWHERE = frozenset({"0.0.0.0", "[::]"})  # noqa: S104
 
@@ -25,9 +28,12 @@ class NetworkConfig:
     def interface(self) -> IPv4Interface:
         """The parsed address; raises InvalidSpecError."""
         try:
-            return IPv4Interface(self.address)
+            interface = IPv4Interface(self.address)
+            if interface.network.prefixlen > PREFIX_MAX:
+                raise ValueError(self.address)
+            return interface
         except ValueError as error:
-            message = f"{self.address!r} is no address with its prefix"
+            message = f"{self.address!r} is no address with a prefix of at most {PREFIX_MAX}"
             raise InvalidSpecError("config_invalid", message, "write 10.77.0.1/16", field="network.address") from error
 
 
@@ -59,7 +65,15 @@ class HostdConfig:
             message = f"nobody reaches this host at {self.listen}"
             next_step = 'set it to the "ip:port" where the scheduler and other hosts do'
             raise InvalidSpecError("config_invalid", message, next_step, field="advertise")
+        if self.log_level not in LOG_LEVELS:
+            message = f"{self.log_level!r} is no level"
+            raise InvalidSpecError("config_invalid", message, f"use {', '.join(LOG_LEVELS)}", field="log_level")
+        if not self.etcd:
+            raise InvalidSpecError(
+                "config_invalid", "no address is listed", 'list "ip:port" of each etcd', field="etcd"
+            )
         self.network.interface()
+        self.inventory.check()
 
     def find_qemu_user(self) -> QemuUser:
         """The user by number; raises InvalidSpecError when this machine does not know the name."""

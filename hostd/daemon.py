@@ -83,10 +83,11 @@ async def run_daemon(parts: Parts, stop: asyncio.Event) -> None:
     await parts.drivers.network.ensure_bridge()
     server, port = await start_server(parts.config.listen, parts.config.tls, ROLES, daemon.register)
     address = parts.config.advertise or f"{parts.config.listen.rsplit(':', 1)[0]}:{port}"
-    log.info("hostd.started", host_id=parts.config.host_id, address=address, accelerator=parts.accelerator)
     try:
+        record = await daemon.describe(address)
+        log.info("hostd.started", host_id=parts.config.host_id, address=address, accelerator=parts.accelerator)
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(part) for part in daemon.parts(await daemon.describe(address), address)]
+            running = [tasks.create_task(part) for part in daemon.parts(record, address)]
             await stop.wait()
             for task in running:
                 task.cancel()
@@ -111,8 +112,7 @@ class _Daemon:
         )
         place = Place(config.run_dir, config.log_dir, prefix, parts.accelerator)
         applier = Applier(parts.drivers, parts.orders, sessions, place, now_ms)
-        subnet = interface.network
-        self._reconciler = Reconciler(parts.orders, parts.drivers, applier, sessions, now_ms, subnet=subnet)
+        self._reconciler = Reconciler(parts.orders, parts.drivers, applier, sessions, now_ms, bridge=interface)
         self._publisher = Publisher(host_id, parts.store, parts.orders, self._reconciler, parts.accelerator)
         self._intake = Intake(host_id, self._mirror, parts.orders, self._reconciler)
         self._reconciler.on_pass(self._tell)

@@ -51,12 +51,19 @@ class Intake:
             # An assignment is deleted only after its sandbox was ordered away. One that is missing otherwise was lost with the
             # store, and no accident there may end a running VM.
             if self._orders.orders[sandbox_id].goal is Goal.REMOVE:
-                self._orders.forget_order(sandbox_id)
-                log.info("order.forgotten", sandbox_id=sandbox_id)
-                self._reconciler.nudge()
+                self._forget(sandbox_id)
             elif sandbox_id not in self._vanished:
                 log.warning("order.vanished", sandbox_id=sandbox_id)
         self._vanished = gone & frozenset(self._orders.orders)
+
+    def _forget(self, sandbox_id: SandboxId) -> None:
+        try:
+            self._orders.forget_order(sandbox_id)
+        except BedplateError as error:
+            log.warning("order.unforgotten", sandbox_id=sandbox_id, code=error.code, error=error.message)
+            return
+        log.info("order.forgotten", sandbox_id=sandbox_id)
+        self._reconciler.nudge()
 
     def _read(self) -> dict[SandboxId, Assignment]:
         wanted = {}

@@ -5,7 +5,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fleet.errors import HostFaultError
+from fleet.errors import HostFaultError, InvalidSpecError
+from fleet.model.admission import is_label
 from fleet.model.host import Capacity
 from fleet.model.sandbox import Label
 from fleet.model.units import MIB
@@ -37,6 +38,17 @@ class InventorySettings:
     capacity: CapacitySettings = CapacitySettings()
     labels: dict[str, str] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """Raises InvalidSpecError for a number below zero, or a label that no sandbox could require."""
+        for name in ("vcpus", "memory_mib", "disk_mib", "sandboxes"):
+            if getattr(self.capacity, name) < 0:
+                where = f"inventory.capacity.{name}"
+                raise InvalidSpecError("config_invalid", "it is below zero", "0 takes what there is", field=where)
+        for name, value in self.labels.items():
+            if not is_label(name, value):
+                next_step = "use letters, digits and . _ / - inside"
+                raise InvalidSpecError("config_invalid", "it is no label", next_step, field=f"inventory.labels.{name}")
+
 
 def read_capacity(settings: CapacitySettings, state_dir: Path, scratch_dir: Path) -> Capacity:
     """The host's capacity; what scratch disks occupy already counts as free, for its reservations are counted elsewhere.
@@ -46,11 +58,12 @@ def read_capacity(settings: CapacitySettings, state_dir: Path, scratch_dir: Path
     memory_mib = _usable_memory_mib()
     disk_mib = _usable_disk_mib(state_dir, scratch_dir)
     _check_promise("memory_mib", settings.memory_mib, memory_mib)
-    _check_promise("disk_mib", settings.disk_mib, disk_mib)
+    # Against the whole disk: what fills it later lowers what is offered, and never keeps a host with VMs from starting.
+    _check_promise("disk_mib", settings.disk_mib, shutil.disk_usage(state_dir).total // MIB)
     return Capacity(
         vcpus=settings.vcpus or os.cpu_count() or 1,
         memory_mib=settings.memory_mib or memory_mib,
-        disk_mib=settings.disk_mib or disk_mib,
+        disk_mib=min(settings.disk_mib or disk_mib, disk_mib),
         sandboxes=min(settings.sandboxes, SANDBOXES_MAX),
     )
 

@@ -2,7 +2,7 @@
 
 away -- lease granted, both keys put --> registered -- lease lost --> away
 
-The proof of life is also the fence of everything this host writes: a hostd whose lease ended can change nothing any more.
+The proof of life is also the fence of the record and of every status: a hostd whose lease ended changes neither any more.
 """
 
 import time

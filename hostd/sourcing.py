@@ -12,7 +12,7 @@ import structlog
 
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
 from fleet.codec import decode
-from fleet.errors import BedplateError, NotFoundError, UnavailableError
+from fleet.errors import BedplateError, HostFaultError, NotFoundError, UnavailableError
 from fleet.identity import TlsFiles, host_server_name
 from fleet.model.host import HostRecord
 from fleet.model.ids import Digest, HostId, Tenant, digest_hex
@@ -62,7 +62,13 @@ class Sourcing:
         """The path of the source's verified disk, fetched from another host first when this one lacks it."""
         if not self._local.has(tenant, digest):
             await self._fetch_once(tenant, digest)
-        return await self._local.ensure_disk(tenant, digest)
+        try:
+            return await self._local.ensure_disk(tenant, digest)
+        except HostFaultError:
+            if not self._local.has(tenant, digest):
+                # Thrown away: who sends it again must not be told that it is here.
+                await self._store.transact([], [Delete(source_key(tenant, digest_hex(digest), self._host_id))])
+            raise
 
     async def tell(self, tenant: Tenant, digest: Digest) -> None:
         """Notes in the store that this host holds a source."""

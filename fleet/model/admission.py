@@ -13,7 +13,7 @@ from fleet.model.ids import is_digest, is_dns_label
 from fleet.model.sandbox import Agent, NetworkMode, Restart, SandboxSpec, Source
 
 # Bounds of one sandbox. The largest hosts sold today carry about 1,000 threads and 24 TiB; a spec past these is a typing error.
-VCPUS_MAX = 1024
+VCPUS_MAX = 255
 MEMORY_MIB_MIN, MEMORY_MIB_MAX = 256, 24 * 1024 * 1024
 DISK_MIB_MIN, DISK_MIB_MAX = 64, 64 * 1024 * 1024
 # A sandbox is one unit of work: more agents or sources than these belong into several sandboxes.
@@ -88,6 +88,11 @@ def refusals(spec: SandboxSpec) -> tuple[FieldRefusal, ...]:
         *_check_configuration(spec),
         *_check_rest(spec),
     )
+
+
+def is_label(name: str, value: str) -> bool:
+    """Whether this may be a host's label, or one that a sandbox requires; the value may be empty."""
+    return _LABEL.fullmatch(name) is not None and (not value or _LABEL.fullmatch(value) is not None)
 
 
 def _check_names(spec: SandboxSpec) -> Iterator[FieldRefusal]:
@@ -190,6 +195,10 @@ def _check_agent_limits(field: str, agent: Agent) -> Iterator[FieldRefusal]:
             message = f"{_quote(variable.name)} is no variable"
             yield _wrong(f"{field}.env[{index}]", message, "use letters, digits and _ in names, no NUL in values")
 
+    names = [variable.name for variable in agent.env]
+    if len(set(names)) < len(names):
+        yield _wrong(f"{field}.env", "a variable is named twice", "name each once")
+
 
 def _check_configuration(spec: SandboxSpec) -> Iterator[FieldRefusal]:
     strings = [source.guest_path for source in spec.sources]
@@ -206,7 +215,7 @@ def _check_rest(spec: SandboxSpec) -> Iterator[FieldRefusal]:
     if len(spec.require_labels) > LABELS_MAX:
         yield _wrong("require_labels", f"more than {LABELS_MAX} labels", "require fewer")
     for index, label in enumerate(spec.require_labels[:LABELS_MAX]):
-        if not _LABEL.fullmatch(label.name) or (label.value and not _LABEL.fullmatch(label.value)):
+        if not is_label(label.name, label.value):
             message = f"{_quote(label.name)} is no label"
             yield _wrong(f"require_labels[{index}]", message, "use letters, digits and . _ / - inside")
     if spec.secrets:

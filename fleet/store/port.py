@@ -2,7 +2,7 @@
 
 Semantics are etcd's: one revision counter for the whole store; a transaction compares modification revisions and
 then writes all or nothing; a lease's keys go when it ends; a watch replays from a revision, or says that the
-revision is compacted. `tests/contract/test_store.py` holds every implementation to this page.
+revision is compacted. `tests/contract/store/test_store.py` holds every implementation to this page.
 """
 
 from collections.abc import AsyncIterator, Sequence

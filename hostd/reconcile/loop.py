@@ -6,9 +6,10 @@ the next pass sees. Bounded: WORKERS_MAX at once, one for each sandbox, retries 
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 
 import structlog
 
@@ -18,7 +19,7 @@ from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Goal, NetworkMode, Reason
 from hostd.orders import Orders
 from hostd.reconcile.apply import Applier, Drivers
-from hostd.reconcile.diff import Action, Desired, diff, is_released
+from hostd.reconcile.diff import Action, Desired, Step, diff, is_released
 from hostd.reconcile.progress import STAGE_RELEASED, begin, fail, is_over, reach_stage
 from hostd.reconcile.session import Sessions
 from hostd.reconcile.state import Observed
@@ -36,7 +37,7 @@ SILENCE_S_MAX = 300.0
 STOP_EXTRA_S = 120.0
 
 # Where sandboxes get their addresses when the operator names no other network: one host's guests never meet another's.
-DEFAULT_SUBNET = IPv4Network("10.77.0.0/16")
+DEFAULT_BRIDGE = IPv4Interface("10.77.0.1/16")
 
 # What trying again does not heal.
 HOPELESS = frozenset({"image_corrupt", "image_missing", "image_unsupported", "source_corrupt"})
@@ -68,7 +69,7 @@ class Reconciler:
         sessions: Sessions,
         now_ms: Callable[[], int],
         *,
-        subnet: IPv4Network = DEFAULT_SUBNET,
+        bridge: IPv4Interface = DEFAULT_BRIDGE,
         clock: Callable[[], float] = time.monotonic,
         interval_s: float = PASS_INTERVAL_S,
     ) -> None:
@@ -78,7 +79,7 @@ class Reconciler:
         self._applier = applier
         self._sessions = sessions
         self._now_ms = now_ms
-        self._subnet = subnet
+        self._bridge = bridge
         self._clock = clock
         self._nudged = asyncio.Event()
         self._slots = asyncio.Semaphore(WORKERS_MAX)
@@ -142,23 +143,32 @@ class Reconciler:
         self.observed, self._unseen = observed, set(busy_before)
         # What a worker changed while the drivers looked may have been seen before or after: it waits for the next pass.
         for sandbox_id in sorted((observed.sandbox_ids() | frozenset(self._orders.orders)) - busy_before):
-            self._check_limits(sandbox_id)
-            actions = diff(self._desired(sandbox_id), observed, sandbox_id)
-            if actions and self._may_try(sandbox_id):
-                self._busy.add(sandbox_id)
-                self._unseen.add(sandbox_id)
-                workers.create_task(self._work(sandbox_id, actions, self._orders.orders.get(sandbox_id)))
-            elif not actions:
-                self._settle(sandbox_id)
+            try:
+                self._decide(sandbox_id, observed, workers)
+            except HostFaultError as error:
+                # What is decided goes to the disk first. One that fails there is tried again, and holds up no other.
+                self._note_trouble(sandbox_id, error)
         for sandbox_id in self._sessions.attached() - busy_before:
             # Beside the pass: a guest that does not read delays only itself.
             workers.create_task(self._press_on(sandbox_id))
 
-    async def _work(self, sandbox_id: SandboxId, actions: Iterable[Action], order: Assignment | None) -> None:
+    def _decide(self, sandbox_id: SandboxId, observed: Observed, workers: asyncio.TaskGroup) -> None:
+        self._check_limits(sandbox_id)
+        actions = diff(self._desired(sandbox_id), observed, sandbox_id)
+        if actions and self._may_try(sandbox_id):
+            self._busy.add(sandbox_id)
+            self._unseen.add(sandbox_id)
+            workers.create_task(self._work(sandbox_id, actions, self._orders.orders.get(sandbox_id)))
+        elif not actions:
+            self._settle(sandbox_id)
+
+    async def _work(self, sandbox_id: SandboxId, actions: Sequence[Action], order: Assignment | None) -> None:
         started = time.monotonic()
         done: list[str] = []
+        # Only starts wait for each other: a removal never stands behind a source that is slow to come.
+        is_start = any(action.step is Step.ENSURE_DOMAIN for action in actions)
         try:
-            async with self._slots:
+            async with self._slots if is_start else nullcontext():
                 for action in actions:
                     if self._orders.orders.get(sandbox_id) != order:
                         # Decided for an order that is none any more: the next pass decides again.
@@ -248,16 +258,12 @@ class Reconciler:
         return max(0.05, min([self._interval_s, *due]))
 
     def _free_address(self) -> IPv4Address:
-        taken = {progress.address for progress in self._orders.progress.values()}
-        # The first usable address is the bridge's own.
-        hosts = iter(self._subnet.hosts())
-        next(hosts)
-        for address in hosts:
+        taken = {str(self._bridge.ip), *(progress.address for progress in self._orders.progress.values())}
+        for address in self._bridge.network.hosts():
             if str(address) not in taken:
                 return address
-        raise HostFaultError(
-            "addresses_exhausted", f"no address is left in {self._subnet}", "give the host a larger subnet"
-        )
+        message = f"no address is left in {self._bridge.network}"
+        raise HostFaultError("addresses_exhausted", message, "give the host a larger network.address")
 
     def _tell(self) -> None:
         for listener in self._listeners:

@@ -17,6 +17,7 @@ from fleet.model.sandbox import (
     EnvVar,
     Forward,
     ImageRef,
+    Label,
     Network,
     NetworkMode,
     Resources,
@@ -28,7 +29,7 @@ from mb.jcard.table import Table
 
 HARNESSES = ("claude-code", "opencode", "gemini-cli", "codex", "custom")
 DEFAULT_WORKDIR = "/workspace"
-# A jcard is a page; a prompt is held to 64 KiB by admission. This only stops a wrong file from being read whole.
+# A jcard is a page, and admission bounds what it becomes. This only stops a wrong file from being read whole.
 FILE_BYTES_MAX = 1024 * 1024
 NAME_CHARS_MAX = 63
 
@@ -57,11 +58,12 @@ def parse_jcard(text: str, folder: Path, environment: Mapping[str, str]) -> Jcar
     network = _read_network(root, notes)
     shared = tuple(_read_shared(table, folder) for table in root.tables("shared"))
     secrets = tuple(root.variables("secrets"))
+    labels = tuple(Label(name, value) for name, value in root.variables("requires").items())
     tables = _agent_tables(root)
     workdir = shared[0].guest if shared and shared[0].guest else DEFAULT_WORKDIR
     agents = _name_agents([_read_agent(table, folder, workdir, notes) for table in tables])
     root.finish()
-    spec = SandboxSpec(name, image, resources, network, agents=agents, secrets=secrets)
+    spec = SandboxSpec(name, image, resources, network, agents=agents, require_labels=labels, secrets=secrets)
     return Jcard(spec, shared, tuple(table.name for table in tables), tuple(dict.fromkeys(notes)), tuple(faults))
 
 

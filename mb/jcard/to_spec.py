@@ -20,6 +20,7 @@ _FIELDS = {
     "resources.memory_mib": "resources.memory",
     "resources.disk_mib": "resources.disk",
     "sources": "[[shared]]",
+    "require_labels": "requires",
 }
 _AGENT_FIELDS = {
     "timeout_s": "timeout",
@@ -27,7 +28,7 @@ _AGENT_FIELDS = {
     "memory_mib": "memory",
     "pids_max": "pid_limit",
 }
-_INDEXED = re.compile(r"(agents|sources)\[(\d+)\]\.?(.*)")
+_INDEXED = re.compile(r"(agents|sources|require_labels)\[(\d+)\]\.?(.*)")
 _ENV = re.compile(r"env\[(\d+)\]")
 
 
@@ -55,6 +56,8 @@ def to_jcard_field(jcard: Jcard, field: str) -> str:
             field, "[[agents]]" if field == "agents" and len(jcard.agent_fields) > 1 else _singular(field)
         )
     kind, index, rest = match.group(1), int(match.group(2)), match.group(3)
+    if kind == "require_labels":
+        return f"requires.{jcard.spec.require_labels[index].name}"
     if kind == "sources":
         return f"[[shared]][{index}]" + (".guest" if rest == "guest_path" else ".host")
     table = jcard.agent_fields[index]

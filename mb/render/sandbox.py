@@ -104,7 +104,7 @@ def _render_head(sandbox: Sandbox, now_ms: int) -> Iterator[str]:
         accelerator = f" ({sandbox.status.accelerator})" if sandbox.status and sandbox.status.accelerator else ""
         yield from wrap("host", sandbox.host_id + accelerator)
     if sandbox.phase is Phase.LOST:
-        yield from wrap("", "the host is not heard of; it stops the sandbox by itself, or comes back with it")
+        yield from wrap("", "the host is not heard of; the sandbox may run on there, and is not started elsewhere")
 
 
 def _render_refusal(sandbox: Sandbox) -> Iterator[str]:

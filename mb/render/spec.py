@@ -24,6 +24,8 @@ def _render_head(spec: SandboxSpec) -> Iterator[str]:
     yield from wrap("image", spec.image.name + pinned)
     yield from wrap("resources", f"{count(resources.vcpus, 'vCPU')}, {size}")
     yield from wrap("network", spec.network.mode)
+    for label in spec.require_labels:
+        yield from wrap("requires", f"a host labelled {label.name} = {label.value}")
 
 
 def _render_sources(sources: Sequence[PackedSource]) -> Iterator[str]:

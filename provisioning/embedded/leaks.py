@@ -10,7 +10,7 @@ from pathlib import Path
 from bedplate.host.v1 import host_pb2
 from fleet.identity import Role
 from fleet.store.etcd import open_etcd
-from fleet.store.keyspace import ALIVE, ASSIGNMENTS, LEADER, NAMES, RECORDS, REFUSALS, RESERVATIONS, STATUSES
+from fleet.store.keyspace import ALIVE, ASSIGNMENTS, IDS, LEADER, NAMES, RECORDS, REFUSALS, RESERVATIONS, STATUSES
 from provisioning.embedded.libvirt import LIBVIRT_URI
 from provisioning.embedded.pki import tls_files
 
@@ -40,7 +40,7 @@ def find_leaks(folder: Path, endpoint: str) -> dict[str, list[str]]:
         "consoles": _names(folder.glob("log/*")),
         "leases": [key for key in keys if key.startswith((ALIVE, LEADER))],
         "reservations": [key for key, value in values.items() if key.startswith(RESERVATIONS) and value],
-        "keys": [key for key in keys if key.startswith((RECORDS, NAMES, ASSIGNMENTS, REFUSALS, STATUSES))],
+        "keys": [key for key in keys if key.startswith((RECORDS, IDS, NAMES, ASSIGNMENTS, REFUSALS, STATUSES))],
     }
 
 

@@ -139,6 +139,8 @@ def test_a_damaged_source_is_refused(tenant: Tenant, fleet: EmbeddedFleet) -> No
     )
     assert "source_corrupt" in tenant.run("status", "flipped").out
     tenant.destroy("flipped")
+    again = tenant.run("up", str(folder), "--rm")
+    assert (again.code, again.out, "sent" in again.err) == (0, "as it was sent\n", True)
 
 
 def test_a_damaged_image_is_refused(tenant: Tenant, fleet: EmbeddedFleet) -> None:
@@ -157,6 +159,7 @@ def test_a_damaged_image_is_refused(tenant: Tenant, fleet: EmbeddedFleet) -> Non
     # The host stops offering an image that it has found damaged; whichever comes first, no VM was started from it.
     assert told["code"] in ("image_corrupt", "image"), told
     assert status["status"] is None or "root.erofs" in told["message"]
+    wait_until(fleet.hostd.log.read_text, lambda log: '"image.refused"' in log and "root.erofs" in log)
     tenant.destroy("refused")
 
 

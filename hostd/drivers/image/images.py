@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from fleet.errors import HostFaultError
 from fleet.model.host import HostImage
 from fleet.model.ids import Digest, digest_hex, is_digest
@@ -44,6 +46,9 @@ class _Manifest:
     files: dict[str, tuple[str, str]]
 
 
+log = structlog.get_logger()
+
+
 class ImageStore:
     """The images folder, read only. Digests are computed once for each state of a file, then remembered by its stamp."""
 
@@ -51,6 +56,8 @@ class ImageStore:
         self._images_dir = images_dir
         self._verified: dict[Path, tuple[_Stamp, str]] = {}
         self._lock = asyncio.Lock()
+        # What was last said of each tag that cannot be used, so that it is said once.
+        self._refused: dict[str, str] = {}
 
     async def list_images(self) -> tuple[HostImage, ...]:
         """The tagged images whose every byte was verified, by name; broken ones are left out, ensure_image says why."""
@@ -58,8 +65,12 @@ class ImageStore:
         for name, digest in sorted(_read_tags(self._images_dir).items()):
             try:
                 await self.ensure_image(digest)
-            except HostFaultError:
+            except HostFaultError as error:
+                if self._refused.get(name) != error.message:
+                    self._refused[name] = error.message
+                    log.warning("image.refused", image=name, code=error.code, error=error.message)
                 continue
+            self._refused.pop(name, None)
             images.append(HostImage(name, digest))
         return tuple(images)
 

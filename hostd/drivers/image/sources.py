@@ -75,7 +75,10 @@ class SourceStore:
             await asyncio.to_thread(_publish, incoming, self._folder(tenant, digest))
 
     async def ensure_disk(self, tenant: Tenant, digest: Digest) -> str:
-        """The path of the source's disk, read and compared with its digest now; raises HostFaultError `source_corrupt`."""
+        """The path of the source's disk, read and compared with its digest now.
+
+        Raises HostFaultError `source_corrupt` when it is not what it was; it is thrown away then.
+        """
         folder = self._folder(tenant, digest)
         if not self.has(tenant, digest):
             raise NotFoundError("source_unknown", f"source {digest} is not on this host", _RESEND)
@@ -84,9 +87,13 @@ class SourceStore:
             expected = (folder / "disk.digest").read_text("ascii", "replace")
             actual = await asyncio.to_thread(_digest_file, disk)
         except OSError as error:
-            raise _corrupt(disk, error.strerror or "it cannot be read") from error
-        if actual != expected:
-            raise _corrupt(disk, f"its digest is {actual}, it was made with {expected[:80]}")
+            fault = error.strerror or "it cannot be read"
+        else:
+            fault = f"its digest is {actual}, it was made with {expected[:80]}" if actual != expected else ""
+        if fault:
+            # A VM that still runs from it keeps it open; nobody else gets it, and it can be sent again.
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise _corrupt(disk, fault)
         return str(disk)
 
     def _folder(self, tenant: Tenant, digest: Digest) -> Path:
@@ -159,8 +166,7 @@ def _sync(path: Path) -> None:
 
 
 def _corrupt(disk: Path, message: str) -> HostFaultError:
-    next_step = f"remove {disk.parent} on the host and submit it again"
-    return HostFaultError("source_corrupt", f"{disk}: {message}", next_step)
+    return HostFaultError("source_corrupt", f"{disk}: {message}; it was thrown away", _RESEND)
 
 
 def _digest_file(path: Path) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 from fleet.model.assignment import Assignment
@@ -34,7 +34,7 @@ from hostd.reconcile.state import Observed
 A, B = SandboxId("aaaaaaaaaaaa"), SandboxId("bbbbbbbbbbbb")
 HOST = HostId("host-1")
 ACME = Tenant("acme")
-SUBNET = IPv4Network("10.77.0.0/29")
+BRIDGE = IPv4Interface("10.77.0.3/29")
 FILES = {"kernel": "vmlinuz", "initramfs": "initramfs.img", "root": "root.erofs"}
 
 
@@ -113,7 +113,7 @@ class Hostd:
         place = Place(room.folder / "run", room.folder / "log", 29, Accelerator.SIMULATED)
         applier = Applier(drivers, self.orders, self.sessions, place, self.now_ms)
         self.reconciler = Reconciler(
-            self.orders, drivers, applier, self.sessions, self.now_ms, subnet=SUBNET, clock=self.clock, interval_s=0.2
+            self.orders, drivers, applier, self.sessions, self.now_ms, bridge=BRIDGE, clock=self.clock, interval_s=0.2
         )
         self.passes = 0
         self.reconciler.on_pass(self._on_pass)

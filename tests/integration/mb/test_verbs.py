@@ -112,7 +112,7 @@ async def test_up_of_a_sandbox_that_is_stopped(mb: Mb, local: ObedientHost, tree
 async def test_a_sandbox_without_room_is_pending_with_counts(mb: Mb, local: ObedientHost, tree: Path) -> None:
     """A full fleet refuses with reasons, and the sandbox waits; stopping it ends the wait."""
     text = (tree / "jcard.toml").read_text()
-    (tree / "jcard.toml").write_text(text.replace("cpus = 1", "cpus = 500"))
+    (tree / "jcard.toml").write_text(text.replace("cpus = 1", "cpus = 200"))
     process = await mb.start("up", tree)
     assert process.stderr is not None
     lines = []

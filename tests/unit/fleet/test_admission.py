@@ -149,6 +149,7 @@ INVALID = [
     ("agents[0].env", env(*((f"V{index}", "x") for index in range(ENV_MAX + 1)))),
     ("agents[0].env[1]", env(("GOOD", "x"), ("1BAD", "x"))),
     ("agents[0].env[0]", env(("A=B", "x"))),
+    ("agents[0].env", env(("TWICE", "x"), ("TWICE", "y"))),
     ("agents[0].env[0]", env(("A", "a\0b"))),
     ("agents[0].env[0]", env(("A", "\udcff"))),
     ("agents", agent(command=("make", "x" * CONFIGURATION_BYTES_MAX))),

@@ -50,6 +50,11 @@ def test_the_page_of_the_operator_is_true(tmp_path: Path) -> None:
         ("[tls]", "[inventory]\ncapcity = 3\n[tls]", "inventory.capcity"),
         ("[tls]", "[inventory.capacity]\nvcpus = true\n[tls]", "inventory.capacity.vcpus"),
         ('etcd = ["10.0.0.5:2379"]', "", "etcd"),
+        ('etcd = ["10.0.0.5:2379"]', "etcd = []", "etcd"),
+        ("[tls]", 'log_level = "loud"\n[tls]', "log_level"),
+        ("[tls]", '[network]\naddress = "10.77.0.1/31"\n[tls]', "network.address"),
+        ("[tls]", "[inventory.capacity]\nsandboxes = -1\n[tls]", "inventory.capacity.sandboxes"),
+        ("[tls]", '[inventory.labels]\nrack = "rack 1!"\n[tls]', "inventory.labels.rack"),
     ],
 )
 def test_what_cannot_work_is_refused(old: str, new: str, field: str) -> None:

@@ -152,6 +152,7 @@ def test_every_field_reaches_the_spec() -> None:
         (AGENT + '[[shared]]\nhost="."\nguest="/w"\n[[shared]]\nhost="."\nguest="/w/a"', "[[shared]]", "field_invalid"),
         ("shared = [1]\n" + AGENT, "[[shared]][0]", "type_invalid"),
         (AGENT + '[secrets]\nTOKEN = "x"', "secrets", "not_enforceable"),
+        (AGENT + '[requires]\nzone = "rack 1!"', "requires.zone", "field_invalid"),
         (AGENT + '[secrets]\nTOKEN = "${NOWHERE}"', "secrets.TOKEN", "variable_unset"),
         ("", "agent", "field_invalid"),
         ('[agent]\nname = "a"', "agent.harness", "not_enforceable"),
