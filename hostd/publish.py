@@ -19,8 +19,10 @@ from hostd.orders import Orders
 from hostd.reconcile.loop import Reconciler
 from hostd.reconcile.progress import is_over, render_status
 
-# Output counters move all the time; a status is at most this old, and etcd sees at most this many writes of a host.
+# A status that has changed is at most this old; what came in between is told with it.
 INTERVAL_S = 0.3
+# Output counters move all the time. Alone they are told this often: each write is one of etcd's and a look of the scheduler's.
+COUNTERS_INTERVAL_MS = 5_000
 RETRY_S = 2.0
 # A status of the most agents, each with its reason, is 32 KiB; so many stay below etcd's limit of 1.5 MiB in one request.
 WRITES_MAX = 32
@@ -40,6 +42,7 @@ class Publisher:
         accelerator: Accelerator,
         *,
         pause: Pause = asyncio.sleep,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._host_id = host_id
         self._store = store
@@ -47,6 +50,7 @@ class Publisher:
         self._reconciler = reconciler
         self._accelerator = accelerator
         self._pause = pause
+        self._now_ms = now_ms
         self._published: Mapping[SandboxId, SandboxStatus | None] | None = None
         self._nudged = asyncio.Event()
 
@@ -76,7 +80,7 @@ class Publisher:
             listing = await self._store.list_prefix(host_statuses(self._host_id))
             self._published = {_id_of(entry): _decode(entry) for entry in listing.entries}
         current = {status.sandbox_id: status for status in self._render_all()}
-        changed = [status for id_, status in current.items() if not _is_same(status, self._published.get(id_))]
+        changed = [status for id_, status in current.items() if _is_news(status, self._published.get(id_))]
         gone = [sandbox_id for sandbox_id in self._published if sandbox_id not in current]
         writes: list[Write] = [Put(self._key(status.sandbox_id), encode(status)) for status in changed]
         writes += [Delete(self._key(sandbox_id)) for sandbox_id in gone]
@@ -87,16 +91,20 @@ class Publisher:
                 self._published = None
                 self._nudged.set()
                 return
-        self._published = current
+        before = self._published
+        self._published = {id_: before[id_] for id_ in before if id_ in current}
         for status in changed:
-            log.info("status.published", sandbox_id=status.sandbox_id, phase=status.phase, generation=status.generation)
+            self._published[status.sandbox_id] = status
+            if _outline(status) != _outline(before.get(status.sandbox_id)):
+                phase, generation = status.phase, status.generation
+                log.info("status.published", sandbox_id=status.sandbox_id, phase=phase, generation=generation)
 
     def _render_all(self) -> list[SandboxStatus]:
         return [self._render(sandbox_id) for sandbox_id in sorted(self._orders.orders)]
 
     def _render(self, sandbox_id: SandboxId) -> SandboxStatus:
         order, progress = self._orders.orders[sandbox_id], self._orders.progress.get(sandbox_id)
-        released, now_ms = self._reconciler.is_released(sandbox_id), time.time_ns() // 1_000_000
+        released, now_ms = self._reconciler.is_released(sandbox_id), self._now_ms()
         if progress is None:
             released = released and order.goal is Goal.REMOVE
             phase = Phase.REMOVED if released else Phase.REMOVING
@@ -127,5 +135,17 @@ def _decode(entry: KeyValue) -> SandboxStatus | None:
         return None
 
 
-def _is_same(one: SandboxStatus, other: SandboxStatus | None) -> bool:
-    return other is not None and replace(one, at_ms=0) == replace(other, at_ms=0)
+def _is_news(status: SandboxStatus, known: SandboxStatus | None) -> bool:
+    if known is None or _without_counters(status) != _without_counters(known):
+        return True
+    has_more = status.agents != known.agents
+    return has_more and status.at_ms - known.at_ms >= COUNTERS_INTERVAL_MS
+
+
+def _without_counters(status: SandboxStatus) -> SandboxStatus:
+    agents = tuple(replace(agent, output_bytes=0) for agent in status.agents)
+    return replace(status, agents=agents, at_ms=0)
+
+
+def _outline(status: SandboxStatus | None) -> tuple[object, ...]:
+    return () if status is None else (status.phase, status.generation, status.released)

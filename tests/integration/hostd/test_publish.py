@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from fleet.store.keyspace import host_statuses, status_key
 from fleet.store.memory import MemoryStore
 from fleet.store.port import Put, Unmoved
 from hostd.drivers.simulated import PlannedFaults
-from hostd.publish import WRITES_MAX, Publisher
+from hostd.publish import COUNTERS_INTERVAL_MS, WRITES_MAX, Publisher
 from tests.integration.hostd.parts import HOST, A, Hostd, Room
 
 pytestmark = pytest.mark.timeout(60)
@@ -33,8 +34,15 @@ class Desk:
         self.hostd = hostd
         self.store = store
         self.fence: Unmoved | None = None
+        self.now_ms = 1_000_000
         self.publisher = Publisher(
-            HOST, store, hostd.orders, hostd.reconciler, Accelerator.SIMULATED, pause=without_pause
+            HOST,
+            store,
+            hostd.orders,
+            hostd.reconciler,
+            Accelerator.SIMULATED,
+            pause=without_pause,
+            now_ms=lambda: self.now_ms,
         )
 
     async def take_lease(self) -> None:
@@ -94,6 +102,24 @@ async def test_a_life_is_published(desk: Desk) -> None:
     desk.hostd.orders.forget_order(A)
     desk.publisher.nudge()
     assert await desk.until(lambda found: A not in found) == {}
+
+
+async def test_counters_alone_are_told_now_and_then(desk: Desk) -> None:
+    """An agent that prints all the time costs the store one write each few seconds, and its last count is told all the same."""
+    desk.hostd.accept(desk.hostd.room.order("sleep"))
+    await desk.until(lambda found: A in found and found[A].agents[0].output_bytes > 0)
+    await desk.hostd.until_pass()
+    before = await desk.store.get(status_key(HOST, A))
+    progress = desk.hostd.orders.progress[A]
+    agents = tuple(replace(agent, output_bytes=agent.output_bytes + 1000) for agent in progress.agents)
+    desk.hostd.orders.hold_progress(replace(progress, agents=agents))
+    for _ in range(3):
+        await desk.hostd.until_pass()
+        await asyncio.sleep(0)
+    assert await desk.store.get(status_key(HOST, A)) == before
+    desk.now_ms += COUNTERS_INTERVAL_MS
+    desk.publisher.nudge()
+    await desk.until(lambda found: found[A].agents == agents)
 
 
 async def test_what_has_not_changed_is_not_written(desk: Desk) -> None:
