@@ -1,23 +1,28 @@
-"""A guest at the other end of GuestLinks is understood by hostd's own sessions: configure, output, artifact, stop, resume."""
+"""A guest at the other end of every GuestLinks is understood by hostd's sessions: configure, output, artifact, stop, resume."""
 
 import asyncio
+import contextlib
 import json
 import tarfile
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from fleet.errors import UnavailableError
+from fleet.errors import HostFaultError, UnavailableError
 from fleet.model.assignment import Assignment
 from fleet.model.host import Accelerator
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant
 from fleet.model.sandbox import Agent, AgentPhase, Goal, Phase, SandboxSpec, Source
+from hostd.drivers.guest import Pace, SocketLinks
+from hostd.drivers.guest.frames import MAGIC, MARKER_BYTES, FrameReader, encode_frame
 from hostd.drivers.ports import LinkMessage
 from hostd.drivers.simulated import (
     AgentScript,
     Behaviour,
     PlannedFaults,
+    SimulatedGuest,
     SimulatedHypervisor,
     SimulatedLinks,
     follow_command,
@@ -46,12 +51,49 @@ def make_machine() -> Machine:
     return Machine(A, "acme", 1, 256, 64, Accelerator.SIMULATED, boot, "/s", "/l", "/c", "generation-1")
 
 
+class SocketGuests:
+    """The room's guest behind a real socket, as QEMU serves it: one client at a time, the marker first, bytes lost at a break."""
+
+    def __init__(self, room: SimulatedHypervisor, path: str) -> None:
+        self.path = path
+        self._room = room
+        self.behave: Behaviour = follow_command
+        self.faults = PlannedFaults()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One session with hostd."""
+        with contextlib.suppress(OSError, HostFaultError):
+            await self._converse(reader, writer)
+        writer.transport.abort()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        domain = self._room.domains[A]
+        if domain.state is DomainState.DEAD:
+            return
+        domain.guest = domain.guest or SimulatedGuest(domain.machine.generation_id, self.behave)
+        marker = await reader.readexactly(MARKER_BYTES)
+        frames = FrameReader()
+        frames.expect(marker[len(MAGIC) :])
+        assert list(frames.feed(marker)) == []
+        writer.write(marker + encode_frame(domain.guest.greet()))
+        while content := await reader.read(64 * 1024):
+            for message in frames.feed(content):
+                if message.type == "poweroff":
+                    self._room.set_state(A, DomainState.DEAD)
+                    return
+                self.faults.strike("link", A)
+                for answer in domain.guest.take(message):
+                    writer.write(encode_frame(answer))
+                await writer.drain()
+
+
 class Hostd:
     """One run of hostd's conversation with its guests, over a machine room that outlives it."""
 
-    def __init__(self, room: SimulatedHypervisor, folder: Path, behave: Behaviour, faults: PlannedFaults) -> None:
+    def __init__(self, folder: Path, links: SimulatedLinks | SocketLinks, link_path: str) -> None:
         self.orders = Orders(folder)
-        self.links = SimulatedLinks(room, behave, faults)
+        self.links = links
+        self._link_path = link_path
         self._changed = asyncio.Event()
         self.sessions = Sessions(self.orders, self.links, self._changed.set, lambda: 1_000)
 
@@ -59,7 +101,7 @@ class Hostd:
         self.orders.put_order(order)
         if A not in self.orders.progress:
             self.orders.put_progress(begin(order, "", ""))
-        self.sessions.attach(A, "/nowhere")
+        self.sessions.attach(A, self._link_path)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -81,6 +123,14 @@ class Hostd:
         await self.links.close()
 
 
+async def send_on(hostd: Hostd) -> None:
+    """Sends until a send is refused."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            await hostd.links.send(A, LinkMessage("stop"))
+            await asyncio.sleep(0)
+
+
 MakeHostd = Callable[..., Hostd]
 
 
@@ -92,18 +142,30 @@ async def room() -> SimulatedHypervisor:
     return room
 
 
-@pytest.fixture
-async def make_hostd(room: SimulatedHypervisor, tmp_path: Path) -> AsyncIterator[MakeHostd]:
+@pytest.fixture(params=["simulated", "socket"])
+async def make_hostd(
+    request: pytest.FixtureRequest, room: SimulatedHypervisor, tmp_path: Path
+) -> AsyncIterator[MakeHostd]:
     """Starts hostd on the same disk and the same machine room, as often as asked."""
     started: list[Hostd] = []
+    # A socket's path may have 107 bytes, and pytest's own are long.
+    with tempfile.TemporaryDirectory() as name:
+        guests = SocketGuests(room, f"{name}/link")
+        server = await asyncio.start_unix_server(guests.serve, guests.path)
 
-    def start(behave: Behaviour = follow_command, faults: PlannedFaults | None = None) -> Hostd:
-        started.append(Hostd(room, tmp_path, behave, faults or PlannedFaults()))
-        return started[-1]
+        def start(behave: Behaviour = follow_command, faults: PlannedFaults | None = None) -> Hostd:
+            guests.behave, guests.faults = behave, faults or PlannedFaults()
+            links: SimulatedLinks | SocketLinks = SimulatedLinks(room, behave, guests.faults)
+            if request.param == "socket":
+                links = SocketLinks(pace=Pace(connect_s=0.01))
+            started.append(Hostd(tmp_path, links, guests.path))
+            return started[-1]
 
-    yield start
-    for hostd in started:
-        await hostd.links.close()
+        yield start
+        for hostd in started:
+            await hostd.links.close()
+        server.close()
+        await server.wait_closed()
 
 
 async def test_a_sandbox_runs_to_its_end(make_hostd: MakeHostd) -> None:
@@ -179,8 +241,9 @@ async def test_a_dead_domain_has_no_link(room: SimulatedHypervisor, make_hostd: 
     async with asyncio.timeout(PATIENCE_S):
         await gone.wait()
     assert await room.list_domains() == {A: DomainState.DEAD}
+    # A real socket tells a moment later that nobody is there.
     with pytest.raises(UnavailableError):
-        await hostd.links.send(A, LinkMessage("stop"))
+        await send_on(hostd)
 
 
 async def test_nothing_is_received_after_detach(make_hostd: MakeHostd) -> None:
