@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from provisioning.__main__ import DEFAULT_CACHE
-from provisioning.embedded.demo import remove_partition
 from provisioning.embedded.fleet import EmbeddedFleet, FleetSettings, start_fleet
 
 NAME = "figures"
@@ -59,7 +58,6 @@ def main() -> int:
             found = _measure(fleet, Path(name), options)
         finally:
             fleet.stop()
-            remove_partition()
     print(json.dumps(found, indent=2) if options.json else _render(found))
     return 0
 

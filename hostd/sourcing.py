@@ -6,6 +6,7 @@ Hosts fetch from each other directly, with their own certificates; what arrives 
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import grpc
 import structlog
@@ -54,9 +55,9 @@ class Sourcing:
         self._local = local
         self._tls = tls
         self._silence_s = silence_s
-        # Two sandboxes that start with the same source fetch it once; one that hangs holds up no other. An entry lives as long
-        # as its fetch, and fetches are as many as the reconciler's workers.
-        self._fetches: dict[tuple[Tenant, Digest], asyncio.Lock] = {}
+        # Two sandboxes that start with the same source fetch it once; one that hangs holds up no other. A lock lives as long
+        # as somebody holds it or waits for it, and those are as many as the reconciler's workers.
+        self._fetches: WeakValueDictionary[tuple[Tenant, Digest], asyncio.Lock] = WeakValueDictionary()
 
     async def ensure_disk(self, tenant: Tenant, digest: Digest) -> str:
         """The path of the source's verified disk, fetched from another host first when this one lacks it."""
@@ -86,14 +87,10 @@ class Sourcing:
 
     async def _fetch_once(self, tenant: Tenant, digest: Digest) -> None:
         lock = self._fetches.setdefault((tenant, digest), asyncio.Lock())
-        try:
-            async with lock:
-                if not self._local.has(tenant, digest):
-                    await self._fetch(tenant, digest)
-                    await self.tell(tenant, digest)
-        finally:
-            if not lock.locked():
-                self._fetches.pop((tenant, digest), None)
+        async with lock:
+            if not self._local.has(tenant, digest):
+                await self._fetch(tenant, digest)
+                await self.tell(tenant, digest)
 
     async def _fetch(self, tenant: Tenant, digest: Digest) -> None:
         error: BedplateError = NotFoundError(

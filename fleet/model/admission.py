@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fleet.model.ids import is_digest, is_dns_label
 from fleet.model.sandbox import Agent, NetworkMode, Restart, SandboxSpec, Source
 
-# Bounds of one sandbox. The largest hosts sold today carry about 1,000 threads and 24 TiB; a spec past these is a typing error.
+# Bounds of one sandbox. A q35 machine numbers its CPUs with APIC ids of 8 bits, for want of an emulated IOMMU. The largest hosts
+# sold today carry 24 TiB; a spec past that is a typing error.
 VCPUS_MAX = 255
 MEMORY_MIB_MIN, MEMORY_MIB_MAX = 256, 24 * 1024 * 1024
 DISK_MIB_MIN, DISK_MIB_MAX = 64, 64 * 1024 * 1024

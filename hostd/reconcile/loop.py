@@ -44,7 +44,11 @@ HOPELESS = frozenset({"image_corrupt", "image_missing", "image_unsupported", "so
 GUEST_SILENT = Reason(
     "guest_silent", f"the guest was not heard of for {SILENCE_S_MAX:.0f} s", "see the console log on the host"
 )
-STOP_FORCED = Reason("stop_forced", "the guest did not stop in time and was cut off; its changes are lost", "")
+STOP_FORCED = Reason(
+    "stop_forced",
+    "the guest did not stop in time and was cut off; its changes are lost",
+    "its output is there: mb logs NAME; submit it again",
+)
 
 log = structlog.get_logger()
 

@@ -39,7 +39,11 @@ from hostd.reconcile.words import (
 GUEST_RESTARTED = Reason(
     "guest_restarted", "the guest began anew after its agents had started", "see the console log on the host"
 )
-ARTIFACT_CORRUPT = Reason("artifact_corrupt", "the artifact does not have the digest the guest told")
+ARTIFACT_CORRUPT = Reason(
+    "artifact_corrupt",
+    "the artifact does not have the digest the guest told",
+    "its output is there: mb logs NAME; submit it again",
+)
 
 # The kernel's boot id is a UUID of 36 characters; whatever a hostile guest says instead is cut.
 BOOT_ID_CHARS_MAX = 64

@@ -93,7 +93,8 @@ def parse_failure(fields: Mapping[str, Any]) -> Reason:
     """Why a guest says that it cannot go on."""
     code = fields.get("code")
     is_code = isinstance(code, str) and _CODE.fullmatch(code) is not None
-    return Reason(str(code) if is_code else "guest_failed", clean(fields.get("message", "")))
+    next_step = "mend what it says, or see the console log on the host; then submit it again"
+    return Reason(str(code) if is_code else "guest_failed", clean(fields.get("message", "")), next_step)
 
 
 def clean(text: Any) -> str:

@@ -6,11 +6,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from provisioning.embedded.fleet import EmbeddedFleet, FleetSettings, start_fleet
-from provisioning.embedded.leaks import CGROUPS, find_leaks, render_leaks
+from provisioning.embedded.leaks import find_leaks, render_leaks
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fix-tests"
 NAME = "fix-tests"
@@ -34,18 +33,10 @@ def run_demo(images_dir: Path, source: Path = EXAMPLE) -> int:
             leaks = find_leaks(fleet.folder, fleet.endpoint)
         finally:
             fleet.stop()
-            remove_partition()
     progress(render_leaks(leaks))
     if failed:
         print(f"the demo failed at: {failed}", file=sys.stderr)
     return 1 if failed or any(leaks.values()) else 0
-
-
-def remove_partition() -> None:
-    """Removes the cgroups that libvirt keeps for VMs, if they are empty."""
-    for path in CGROUPS.glob("*/machine"):
-        with suppress(OSError):
-            path.rmdir()
 
 
 def _run_steps(fleet: EmbeddedFleet, source: Path) -> str:

@@ -11,11 +11,10 @@ from bedplate.host.v1 import host_pb2
 from fleet.identity import Role
 from fleet.store.etcd import open_etcd
 from fleet.store.keyspace import ALIVE, ASSIGNMENTS, IDS, LEADER, NAMES, RECORDS, REFUSALS, RESERVATIONS, STATUSES
-from provisioning.embedded.libvirt import LIBVIRT_URI
+from provisioning.embedded.libvirt import CGROUPS, LIBVIRT_URI
 from provisioning.embedded.pki import tls_files
 
 LOOK_TIMEOUT_S = 30.0
-CGROUPS = Path("/sys/fs/cgroup")
 # A sandbox's id, or a name made of it.
 _OURS = re.compile(r"\b(?:bp-)?[a-z2-7]{12}\b")
 

@@ -3,11 +3,13 @@
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from provisioning.embedded.process import Program, start_program
 
+CGROUPS = Path("/sys/fs/cgroup")
 SCRIPT = Path(__file__).parent / "libvirt.sh"
 # Below a /run that the caller has made private.
 LIBVIRT_URI = "qemu:///system"
@@ -50,9 +52,12 @@ class Libvirt:
         self.daemon = _start_daemon(self.folder, has_kvm=self.has_kvm)
 
     def stop(self) -> None:
-        """Ends both; domains that still run go on."""
+        """Ends both, and removes the cgroups that libvirt keeps for VMs if they are empty; domains that still run go on."""
         self.daemon.stop()
         self.log.stop()
+        for path in CGROUPS.glob("*/machine"):
+            with suppress(OSError):
+                path.rmdir()
 
 
 def start_libvirt(folder: Path, *, has_kvm: bool) -> Libvirt:

@@ -12,7 +12,6 @@ import pytest
 from fleet.identity import Role
 from provisioning.build import ensure_image
 from provisioning.cpio import CpioMember, write_cpio
-from provisioning.embedded.demo import remove_partition
 from provisioning.embedded.fleet import EmbeddedFleet, FleetSettings, start_fleet
 from provisioning.embedded.leaks import find_leaks
 from provisioning.embedded.pki import tls_files
@@ -64,7 +63,6 @@ def fleet() -> Iterator[EmbeddedFleet]:
             leaks = find_leaks(folder, running.endpoint)
         finally:
             running.stop()
-            remove_partition()
     assert {kind: found for kind, found in leaks.items() if found} == {}
 
 

@@ -1,6 +1,5 @@
 """hostd's services over real gRPC and mutual TLS: output and content, to callers that may be wrong or lying."""
 
-import asyncio
 import datetime
 import hashlib
 import io
