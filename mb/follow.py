@@ -36,10 +36,14 @@ async def follow_sandbox(
 
 
 async def wait_removed(client: Client, sandbox: Sandbox, notify: Notify) -> None:
-    """Returns once nothing of the sandbox is left."""
+    """Returns once nothing of the sandbox is left; `notify` hears of a host that is away, for it may be so for long."""
+    told = ""
     try:
-        async for _ in watch_sandbox(client, sandbox.sandbox_id, notify):
-            pass
+        async for seen in watch_sandbox(client, sandbox.sandbox_id, notify):
+            reason = seen.status.reason if seen.status else None
+            if reason is not None and reason.code == "host_lost" and reason.message != told:
+                told = reason.message
+                notify(f"{told}; Ctrl-C lets go, and the wish stays")
     except NotFoundError:
         return
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from fleet.model.assignment import Assignment, Sandbox
 from fleet.model.ids import NO_DIGEST, NO_HOST, SandboxId, Tenant
-from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, SandboxRecord, SandboxStatus
+from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, Reason, SandboxRecord, SandboxStatus
 from scheduler.placement.snapshot import Snapshot
 
 
@@ -13,6 +13,9 @@ def view(record: SandboxRecord, snapshot: Snapshot) -> Sandbox:
     assignment = snapshot.assignment_of(record)
     status = snapshot.status_of(assignment) if assignment is not None else None
     is_pending = assignment is None and record.goal is Goal.RUN
+    phase = _phase(record, assignment, status, snapshot)
+    if assignment is not None and status is not None and phase in (Phase.LOST, Phase.REMOVING):
+        status = _explain(assignment, status, snapshot)
     return Sandbox(
         sandbox_id=record.sandbox_id,
         tenant=record.tenant,
@@ -20,7 +23,7 @@ def view(record: SandboxRecord, snapshot: Snapshot) -> Sandbox:
         goal=record.goal,
         generation=record.generation,
         created_at_ms=record.created_at_ms,
-        phase=_phase(record, assignment, status, snapshot),
+        phase=phase,
         host_id=assignment.host_id if assignment is not None else NO_HOST,
         image_digest=assignment.image_digest if assignment is not None else NO_DIGEST,
         refusal=snapshot.refusals.get(record.sandbox_id) if is_pending else None,
@@ -48,6 +51,14 @@ def views_of(snapshot: Snapshot, tenant: Tenant | None) -> list[Sandbox]:
 
 def _age(record: SandboxRecord) -> tuple[int, SandboxId]:
     return record.created_at_ms, record.sandbox_id
+
+
+def _explain(assignment: Assignment, status: SandboxStatus, snapshot: Snapshot) -> SandboxStatus:
+    """The status with the reason that the scheduler knows and the host cannot tell: that it is away."""
+    if assignment.host_id in snapshot.alive:
+        return status
+    message = f"host {assignment.host_id} is not heard of; what was ordered is done when it is back"
+    return replace(status, reason=Reason("host_lost", message, "bring the host back, or ask its operator: mb host ls"))
 
 
 def _phase(

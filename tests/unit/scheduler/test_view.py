@@ -49,6 +49,18 @@ def test_the_phase_is_joined(phase: Phase, wish: Any, parts: dict[str, Any]) -> 
     assert view(wish, snapshot(records=[wish], hosts=[host()], **parts)).phase is phase
 
 
+@pytest.mark.parametrize("goal", [Goal.RUN, Goal.REMOVE])
+def test_a_host_that_is_away_is_told(goal: Goal) -> None:
+    """Whoever waits for a sandbox, or for its end, learns that its host is not heard of, and hears no more of it afterwards."""
+    wish = replace(WISH, goal=goal)
+    parts: dict[str, Any] = {"records": [wish], "hosts": [host()], "assignments": [ORDER], "statuses": [status(ORDER)]}
+    away = view(wish, snapshot(**parts, alive=NOBODY)).status
+    assert away is not None
+    assert away.reason is not None
+    assert (away.reason.code, bool(away.reason.next_step)) == ("host_lost", True)
+    assert view(wish, snapshot(**parts)).status == status(ORDER)
+
+
 def test_a_view_has_all_there_is() -> None:
     """Host, image digest, status and refusal are shown where they mean something."""
     published = status(ORDER)
