@@ -8,18 +8,22 @@ by the same authority, does not open the store. Source: RFC 5280; the SPIFFE ID 
 import datetime
 import functools
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.errors import InvalidSpecError, NotFoundError, NotPermittedError
 from fleet.model.ids import HostId, is_dns_label
+
+T = TypeVar("T")
 
 TRUST_DOMAIN = "bedplate"
 SCHEDULER_SERVER_NAME = "scheduler.bedplate"
@@ -69,6 +73,21 @@ class TlsFiles:
     def load(self) -> tuple[bytes, KeyPair]:
         """The authority's certificate and the program's own pair; raises NotFoundError naming the missing file."""
         return _load_pem(self.ca), KeyPair(_load_pem(self.certificate), _load_pem(self.key))
+
+    def check(self, identity: Identity) -> None:
+        """Raises NotFoundError naming a missing file, InvalidSpecError for a damaged one, another's key or another identity."""
+        ca, pair = self.load()
+        _read("tls.ca", self.ca, lambda: x509.load_pem_x509_certificate(ca))
+        certificate = _read(
+            "tls.certificate", self.certificate, lambda: x509.load_pem_x509_certificate(pair.certificate)
+        )
+        key = _read("tls.key", self.key, lambda: serialization.load_pem_private_key(pair.key, password=None))
+        if key.public_key() != certificate.public_key():
+            raise _unusable("tls.key", f"{self.key} is not the key of {self.certificate}")
+        found = parse_identity(pair.certificate)
+        if found != identity:
+            message = f"{self.certificate} is for {found.role} {found.name}, not for {identity.role} {identity.name}"
+            raise _unusable("tls.certificate", message)
 
 
 def host_server_name(host_id: HostId) -> str:
@@ -178,6 +197,18 @@ def _to_pem(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> K
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return KeyPair(certificate.public_bytes(serialization.Encoding.PEM), secret)
+
+
+def _read(field: str, path: Path, parse: Callable[[], T]) -> T:
+    try:
+        return parse()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _unusable(field, f"{path} is damaged or not in PEM form") from error
+
+
+def _unusable(field: str, message: str) -> InvalidSpecError:
+    next_step = "copy the files that `mb pki issue` made for this program"
+    return InvalidSpecError("certificate_unusable", message, next_step, field=field)
 
 
 def _load_pem(path: Path) -> bytes:

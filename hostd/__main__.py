@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fleet.config import load_config
 from fleet.errors import BedplateError, ConflictError, UnavailableError
+from fleet.identity import Identity, Role
 from fleet.model.ids import HostId
 from fleet.store.etcd import open_etcd
 from fleet.telemetry import configure_logging
@@ -58,6 +59,7 @@ def main() -> int:
 
 
 async def _serve(config: HostdConfig) -> None:
+    config.tls.check(Identity(Role.HOST, config.host_id))
     lock = _hold_state(config.state_dir)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from fleet.identity import (
     LEAF_DAYS,
     SCHEDULER_SERVER_NAME,
     Identity,
+    KeyPair,
     Role,
     TlsFiles,
     certificate_end,
@@ -135,3 +137,35 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         assert caught.value.code == "certificate_missing"
         (tmp_path / name).write_bytes(b"x")
     assert files.load()[0] == b"x"
+
+
+def write(folder: Path, name: str, pair: KeyPair) -> TlsFiles:
+    """A program's files."""
+    files = TlsFiles(folder / "ca.crt", folder / f"{name}.crt", folder / f"{name}.key")
+    files.ca.write_bytes(AUTHORITY.certificate)
+    files.certificate.write_bytes(pair.certificate)
+    files.key.write_bytes(pair.key)
+    return files
+
+
+def test_files_are_checked_before_anything_is_served(tmp_path: Path) -> None:
+    """A damaged file, the key of another certificate and the certificate of somebody else are told apart, by field and file."""
+    mine, other = Identity(Role.HOST, "rack1-07"), Identity(Role.HOST, "rack1-08")
+    files = write(tmp_path, "mine", issue_certificate(AUTHORITY, mine, NOW))
+    others = write(tmp_path, "other", issue_certificate(AUTHORITY, other, NOW))
+    damaged = tmp_path / "damaged"
+    damaged.write_text("-----BEGIN CERTIFICATE-----\n")
+    files.check(mine)
+    for changed, field in (
+        (replace(files, ca=damaged), "tls.ca"),
+        (replace(files, certificate=damaged), "tls.certificate"),
+        (replace(files, key=damaged), "tls.key"),
+        (replace(files, key=others.key), "tls.key"),
+        (others, "tls.certificate"),
+    ):
+        with pytest.raises(InvalidSpecError) as caught:
+            changed.check(mine)
+        assert (caught.value.code, caught.value.field) == ("certificate_unusable", field)
+        assert "mb pki issue" in caught.value.next_step
+    with pytest.raises(NotFoundError, match="gone"):
+        replace(files, key=tmp_path / "gone").check(mine)
