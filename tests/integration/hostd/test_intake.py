@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from structlog.testing import capture_logs
 
 from fleet.codec import encode
 from fleet.model.assignment import Assignment
@@ -97,6 +98,49 @@ async def test_an_order_that_vanishes_is_kept(place: Place) -> None:
         stop = replace(kept, goal=Goal.STOP, generation=2)
         await place.put(stop)
         await place.until(lambda: place.hostd.orders.orders[A] == stop)
+
+
+async def test_a_vanished_order_is_warned_of_once(place: Place) -> None:
+    """The operator is told when an order goes missing, and not again at every look; one that goes missing anew is told anew."""
+    order, other = place.room.order(), place.room.order(sandbox_id=B)
+
+    async def look(generation: int) -> None:
+        changed = replace(other, generation=generation)
+        await place.put(changed)
+        await place.until(lambda: place.hostd.orders.orders.get(B) == changed)
+
+    with capture_logs() as logs:
+        async with place.running():
+            for start in (10, 20):
+                await place.put(replace(order, generation=start))
+                await look(start)
+                await place.delete(A)
+                for generation in range(start + 1, start + 4):
+                    await look(generation)
+    assert [(line["event"], line["sandbox_id"]) for line in logs if line["event"] == "order.vanished"] == [
+        ("order.vanished", A),
+        ("order.vanished", A),
+    ]
+
+
+async def test_an_order_that_found_no_room_is_tried_again(place: Place) -> None:
+    """The sixth sandbox on a network of five addresses is not lost: it is taken when one of them is free, and holds up no other."""
+    ids = [SandboxId(letter * 12) for letter in "abcdef"]
+    orders = [place.room.order(sandbox_id=sandbox_id) for sandbox_id in ids]
+    first, second, last = ids[0], ids[1], ids[-1]
+    await place.put(*orders)
+    async with place.running():
+        await place.until(lambda: len(place.hostd.orders.orders) == len(ids) - 1)
+        remove = replace(orders[0], goal=Goal.REMOVE, generation=2)
+        await place.put(remove)
+        await place.until(lambda: place.hostd.orders.orders[first] == remove)
+        assert last not in place.hostd.orders.orders
+        place.hostd.orders.remove_folder(first)
+        await place.put(replace(orders[1], generation=2))
+        await place.until(lambda: place.hostd.orders.orders[second].generation == 2)
+        assert last in place.hostd.orders.orders
+    addresses = [progress.address for progress in place.hostd.orders.progress.values()]
+    assert len(set(addresses)) == len(addresses)
 
 
 async def test_what_cannot_be_read_is_passed_over(place: Place) -> None:
