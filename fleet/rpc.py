@@ -31,6 +31,8 @@ ERROR_KEY = "bedplate-error-bin"
 # The largest message of the API: a chunk of 256 KiB, or a listing of some thousand sandboxes.
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
+# What a server takes in one message: a chunk, or a spec far past what admission lets through. Decoding holds the event loop.
+REQUEST_BYTES_MAX = 1024 * 1024
 # An error travels in HTTP/2 headers, of which a peer takes 8 KiB in all; percent-encoding makes up to 12 bytes of a character.
 ERROR_MESSAGE_CHARS_MAX = 400
 ERROR_FIELD_CHARS_MAX = 160
@@ -109,7 +111,8 @@ async def start_server(
     credentials = grpc.ssl_server_credentials(
         [(pair.key, pair.certificate)], root_certificates=ca, require_client_auth=True
     )
-    options = [*_OPTIONS, ("grpc.so_reuseport", 0)]
+    receive = ("grpc.max_receive_message_length", REQUEST_BYTES_MAX)
+    options = [receive, *(option for option in _OPTIONS if option[0] != receive[0]), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(interceptors=[Gatekeeper(roles)], options=options)
     register(server)
     servicer = health.aio.HealthServicer()

@@ -82,6 +82,8 @@ class Mirror:
         listing = await self._store.list_prefix(self._prefix)
         is_news = not self.is_fresh or {one.key: one for one in listing.entries} != self._entries
         self._entries = {entry.key: entry for entry in listing.entries}
+        # The listing is the truth, also where it is younger than what was seen: a store that lost its data counts anew.
+        self.revision = listing.revision
         self._advance(listing.revision, is_news=is_news)
         self.is_fresh = True
 

@@ -233,6 +233,10 @@ class Reconciler:
             await self._sessions.press_on(sandbox_id)
         except BedplateError as error:
             log.info("guest.unreached", sandbox_id=sandbox_id, code=error.code)
+        except (
+            Exception
+        ) as error:  # the rim: whatever one guest brings about ends no other, and the next pass presses on again
+            log.error("guest.unpressed", sandbox_id=sandbox_id, exc_info=error)
 
     def _note_trouble(self, sandbox_id: SandboxId, error: BedplateError) -> None:
         known = self._trouble.get(sandbox_id)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _EXAMPLES = examples(
     "mb diff fix-tests              what its agents changed",
     "mb diff fix-tests --stat       only which paths, and how much",
-    "mb diff fix-tests | git apply  take it over",
+    "mb diff fix-tests | git apply  take text changes over; mb get takes all",
 )
 
 

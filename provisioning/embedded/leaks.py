@@ -16,6 +16,7 @@ from provisioning.embedded.pki import tls_files
 
 LOOK_TIMEOUT_S = 30.0
 # A sandbox's id, or a name made of it.
+_SANDBOX_ID = re.compile(r'"sandbox_id": "([a-z2-7]{12})"')
 _OURS = re.compile(r"\b(?:bp-)?[a-z2-7]{12}\b")
 
 
@@ -28,7 +29,7 @@ def find_leaks(folder: Path, endpoint: str) -> dict[str, list[str]]:
     return {
         "domains": _run("virsh", "--connect", LIBVIRT_URI, "list", "--all", "--name").split(),
         "processes": _find_processes(),
-        "cgroups": [str(path) for path in CGROUPS.glob("*/machine/*bp-*")],
+        "cgroups": _find_cgroups((folder / "hostd.log").read_text("utf-8", "replace")),
         "taps": [
             link["ifname"] for link in json.loads(_run("ip", "-json", "link")) if link["ifname"].startswith("bp-")
         ],
@@ -76,6 +77,12 @@ def _find_processes() -> list[str]:
         if name.startswith("qemu-system"):
             found.append(path.parent.name)
     return found
+
+
+def _find_cgroups(log: str) -> list[str]:
+    """Cgroups of sandboxes that this fleet's hostd has had: namespaces do not hide those of another libvirt on the machine."""
+    ids = set(_SANDBOX_ID.findall(log))
+    return [str(path) for path in CGROUPS.glob("*/machine/*bp-*") if any(one in path.name for one in ids)]
 
 
 def _find_chains() -> list[str]:

@@ -25,6 +25,21 @@ ATTEMPTS_MAX = 5
 # Room for the message around a listing's sandboxes.
 LISTING_BYTES_MAX = MESSAGE_BYTES_MAX - 64 * 1024
 
+# Ten times what admission lets through: what is within is refused by name, and looked at in milliseconds.
+PARTS_MAX = 10_000
+
+
+def _check_size(spec: Any) -> None:
+    """Raises InvalidSpecError for a spec of more parts than decoding and admission may hold the event loop for."""
+    network = spec.network
+    lists = (spec.agents, spec.sources, spec.require_labels, spec.secrets, network.egress_allow, network.forwards)
+    parts = sum(map(len, lists))
+    if parts <= PARTS_MAX:
+        parts += sum(len(agent.command) + len(agent.env) for agent in spec.agents)
+    if parts > PARTS_MAX:
+        next_step = "send fewer agents, sources, variables or arguments"
+        raise InvalidSpecError("spec_too_large", f"it has more than {PARTS_MAX} parts", next_step, field="spec")
+
 
 class SandboxService(service_pb2_grpc.SandboxServiceServicer):
     """Create, get, list, watch, stop and destroy sandboxes."""
@@ -39,6 +54,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
         """Writes the wish if its id is new; the same wish again gives the same sandbox, whatever has become of it."""
         tenant = tenant_of(caller_of(context), request.tenant)
         sandbox_id = check_id(request.sandbox_id)
+        _check_size(request.spec)
         spec = from_message(SandboxSpec, request.spec)
         known = await self._store.get(record_key(tenant, sandbox_id))
         if known is None:

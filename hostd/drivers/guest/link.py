@@ -74,14 +74,16 @@ class SocketLinks:
     async def send(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
         """Send one message; raises UnavailableError `link_down` when no session stands or the guest takes nothing."""
         link = self._links.get(sandbox_id)
-        if link is None or link.writer is None or not link.is_framed:
+        # Held here: the session may end while this waits, and takes the link's own away.
+        writer = link.writer if link is not None and link.is_framed else None
+        if writer is None:
             raise UnavailableError("link_down", f"the guest link of {sandbox_id} is down", "it is retried")
         try:
-            link.writer.write(encode_frame(message))
+            writer.write(encode_frame(message))
             async with asyncio.timeout(self._pace.send_s):
-                await link.writer.drain()
+                await writer.drain()
         except (OSError, TimeoutError) as error:
-            link.writer.transport.abort()
+            writer.transport.abort()
             raise UnavailableError("link_down", f"the guest of {sandbox_id} takes nothing", "it is retried") from error
 
     async def detach(self, sandbox_id: SandboxId) -> None:
