@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import HostFaultError
+from fleet.model.sandbox import ENDED_PHASES
 from provisioning.embedded.fleet import EmbeddedFleet, run_hostd
 from tests.e2e.operate import Tenant, wait_until
 
@@ -94,6 +95,24 @@ def test_a_restarted_libvirt_is_found_again(tenant: Tenant, fleet: EmbeddedFleet
         done = up.wait()
     assert (done.code, done.out) == (0, COUNTED), done
     tenant.destroy("libvirt")
+
+
+def test_a_host_starts_without_its_libvirt(tenant: Tenant, fleet: EmbeddedFleet) -> None:
+    """With libvirtd away hostd ends and starts in order, says what is wrong, and runs what was ordered once libvirtd is back."""
+    folder = tenant.write_project("early", ["echo", "late but whole"])
+    fleet.libvirt.daemon.stop()
+    try:
+        fleet.hostd.stop()
+        assert fleet.hostd.process.returncode == 0, fleet.hostd.log_tail()
+        said = len(fleet.hostd.log.read_text())
+        fleet.start_hostd()
+        wait_until(lambda: fleet.hostd.log.read_text()[said:], lambda log: '"domains_unlisted"' in log)
+        assert tenant.run("up", str(folder), "--detach").code == 0
+    finally:
+        fleet.libvirt.restart_daemon()
+    ended = tenant.until("early", lambda found: found["phase"] in ENDED_PHASES)
+    assert (ended["phase"], tenant.run("logs", "early").out) == ("completed", "late but whole\n")
+    tenant.destroy("early")
 
 
 def test_a_vm_that_dies_is_told_and_not_started_again(tenant: Tenant) -> None:
