@@ -20,6 +20,7 @@ class Assignment:
     generation: int
     created_at_ms: int
     assigned_at_ms: int
+    run: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +58,4 @@ class Sandbox:
     refusal: Refusal | None = None
     status: SandboxStatus | None = None
     assigned_at_ms: int = 0
+    run: int = 1

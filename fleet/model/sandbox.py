@@ -61,6 +61,7 @@ class AgentPhase(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     TIMED_OUT = "timed-out"
+    RESTARTING = "restarting"
 
 
 ENDED_AGENT_PHASES = frozenset({AgentPhase.COMPLETED, AgentPhase.FAILED, AgentPhase.TIMED_OUT})
@@ -130,7 +131,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """One program that a sandbox runs; `timeout_s` and `max_restarts` are unlimited at 0."""
+    """One program that a sandbox runs; `timeout_s` and `max_restarts` are unlimited at 0; `session` names a tmux session."""
 
     name: str
     harness: str
@@ -163,7 +164,7 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True)
 class SandboxRecord:
-    """The owner's wish, as stored; `generation` rises with every change of the goal."""
+    """The owner's wish, as stored; `generation` rises with every change of the goal, `run` with every start after a stop."""
 
     sandbox_id: SandboxId
     tenant: Tenant
@@ -171,6 +172,7 @@ class SandboxRecord:
     goal: Goal
     generation: int
     created_at_ms: int
+    run: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,7 @@ class AgentStatus:
     started_at_ms: int = 0
     ended_at_ms: int = 0
     reason: Reason | None = None
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,3 +233,4 @@ class SandboxStatus:
     address: str = ""
     released: bool = False
     at_ms: int = 0
+    run: int = 1

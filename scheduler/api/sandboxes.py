@@ -108,6 +108,12 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
         """Ends the VM; what it left stays until the sandbox is destroyed."""
         return to_message(await self._change_goal(request, context, Goal.STOP))
 
+    async def StartSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Refused: no host keeps a stopped sandbox's disk yet."""
+        record = find_sandbox(self._state.fresh(), caller_of(context), request.sandbox, request.tenant)
+        message = f"sandbox {record.spec.name} has no disk to start on"
+        raise ConflictError("not_stopped", message, "run it anew with mb up")
+
     async def DestroySandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Begins to remove every trace; the name is free once it is gone."""
         return to_message(await self._change_goal(request, context, Goal.REMOVE))

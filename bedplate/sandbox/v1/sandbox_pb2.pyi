@@ -126,6 +126,7 @@ class _AgentPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentPhase
     AGENT_PHASE_COMPLETED: _AgentPhase.ValueType  # 3
     AGENT_PHASE_FAILED: _AgentPhase.ValueType  # 4
     AGENT_PHASE_TIMED_OUT: _AgentPhase.ValueType  # 5
+    AGENT_PHASE_RESTARTING: _AgentPhase.ValueType  # 6
 
 class AgentPhase(_AgentPhase, metaclass=_AgentPhaseEnumTypeWrapper): ...
 
@@ -135,6 +136,7 @@ AGENT_PHASE_RUNNING: AgentPhase.ValueType  # 2
 AGENT_PHASE_COMPLETED: AgentPhase.ValueType  # 3
 AGENT_PHASE_FAILED: AgentPhase.ValueType  # 4
 AGENT_PHASE_TIMED_OUT: AgentPhase.ValueType  # 5
+AGENT_PHASE_RESTARTING: AgentPhase.ValueType  # 6
 Global___AgentPhase: _TypeAlias = AgentPhase  # noqa: Y015
 
 @_typing.final
@@ -344,6 +346,7 @@ class Agent(_message.Message):
     memory_mib: _builtins.int
     pids_max: _builtins.int
     session: _builtins.str
+    """a terminal of its own in a tmux session of this name; empty: none"""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -436,12 +439,15 @@ class SandboxRecord(_message.Message):
     GOAL_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     tenant: _builtins.str
     goal: Global___Goal.ValueType
     generation: _builtins.int
     """rises with every change of the goal"""
     created_at_ms: _builtins.int
+    run: _builtins.int
+    """1 at creation; rises with every start after a stop"""
     @_builtins.property
     def spec(self) -> Global___SandboxSpec: ...
     def __init__(
@@ -453,10 +459,11 @@ class SandboxRecord(_message.Message):
         goal: Global___Goal.ValueType = ...,
         generation: _builtins.int = ...,
         created_at_ms: _builtins.int = ...,
+        run: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "sandbox_id", b"sandbox_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -478,6 +485,7 @@ class Assignment(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
     ASSIGNED_AT_MS_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     tenant: _builtins.str
     host_id: _builtins.str
@@ -488,6 +496,7 @@ class Assignment(_message.Message):
     generation: _builtins.int
     created_at_ms: _builtins.int
     assigned_at_ms: _builtins.int
+    run: _builtins.int
     @_builtins.property
     def spec(self) -> Global___SandboxSpec: ...
     def __init__(
@@ -503,10 +512,11 @@ class Assignment(_message.Message):
         generation: _builtins.int = ...,
         created_at_ms: _builtins.int = ...,
         assigned_at_ms: _builtins.int = ...,
+        run: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_at_ms", b"assigned_at_ms", "created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "host_id", b"host_id", "image_digest", b"image_digest", "overhead_mib", b"overhead_mib", "sandbox_id", b"sandbox_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_at_ms", b"assigned_at_ms", "created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "host_id", b"host_id", "image_digest", b"image_digest", "overhead_mib", b"overhead_mib", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,6 +618,7 @@ class AgentStatus(_message.Message):
     STARTED_AT_MS_FIELD_NUMBER: _builtins.int
     ENDED_AT_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     phase: Global___AgentPhase.ValueType
     exit_code: _builtins.int
@@ -616,6 +627,8 @@ class AgentStatus(_message.Message):
     output_truncated: _builtins.bool
     started_at_ms: _builtins.int
     ended_at_ms: _builtins.int
+    restarts: _builtins.int
+    """in this run"""
     @_builtins.property
     def reason(self) -> Global___Reason: ...
     def __init__(
@@ -630,10 +643,11 @@ class AgentStatus(_message.Message):
         started_at_ms: _builtins.int = ...,
         ended_at_ms: _builtins.int = ...,
         reason: Global___Reason | None = ...,
+        restarts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "exit_code", b"exit_code", "reason", b"reason", "signal", b"signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "ended_at_ms", b"ended_at_ms", "exit_code", b"exit_code", "name", b"name", "output_bytes", b"output_bytes", "output_truncated", b"output_truncated", "phase", b"phase", "reason", b"reason", "signal", b"signal", "started_at_ms", b"started_at_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "ended_at_ms", b"ended_at_ms", "exit_code", b"exit_code", "name", b"name", "output_bytes", b"output_bytes", "output_truncated", b"output_truncated", "phase", b"phase", "reason", b"reason", "restarts", b"restarts", "signal", b"signal", "started_at_ms", b"started_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -713,6 +727,7 @@ class SandboxStatus(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     host_id: _builtins.str
     generation: _builtins.int
@@ -721,8 +736,9 @@ class SandboxStatus(_message.Message):
     accelerator: _builtins.str
     address: _builtins.str
     released: _builtins.bool
-    """vCPU and memory are free again; output and artifact stay until removal"""
+    """vCPU and memory are free again; output, artifact and a stopped sandbox's disk stay"""
     at_ms: _builtins.int
+    run: _builtins.int
     @_builtins.property
     def reason(self) -> Global___Reason: ...
     @_builtins.property
@@ -746,10 +762,11 @@ class SandboxStatus(_message.Message):
         address: _builtins.str = ...,
         released: _builtins.bool = ...,
         at_ms: _builtins.int = ...,
+        run: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "address", b"address", "agents", b"agents", "artifact", b"artifact", "at_ms", b"at_ms", "generation", b"generation", "host_id", b"host_id", "phase", b"phase", "reason", b"reason", "released", b"released", "sandbox_id", b"sandbox_id", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "address", b"address", "agents", b"agents", "artifact", b"artifact", "at_ms", b"at_ms", "generation", b"generation", "host_id", b"host_id", "phase", b"phase", "reason", b"reason", "released", b"released", "run", b"run", "sandbox_id", b"sandbox_id", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -773,6 +790,7 @@ class Sandbox(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     ASSIGNED_AT_MS_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     tenant: _builtins.str
     goal: Global___Goal.ValueType
@@ -782,6 +800,7 @@ class Sandbox(_message.Message):
     host_id: _builtins.str
     image_digest: _builtins.str
     assigned_at_ms: _builtins.int
+    run: _builtins.int
     @_builtins.property
     def spec(self) -> Global___SandboxSpec: ...
     @_builtins.property
@@ -803,10 +822,11 @@ class Sandbox(_message.Message):
         refusal: Global___Refusal | None = ...,
         status: Global___SandboxStatus | None = ...,
         assigned_at_ms: _builtins.int = ...,
+        run: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_at_ms", b"assigned_at_ms", "created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "host_id", b"host_id", "image_digest", b"image_digest", "phase", b"phase", "refusal", b"refusal", "sandbox_id", b"sandbox_id", "spec", b"spec", "status", b"status", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_at_ms", b"assigned_at_ms", "created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "host_id", b"host_id", "image_digest", b"image_digest", "phase", b"phase", "refusal", b"refusal", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "status", b"status", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

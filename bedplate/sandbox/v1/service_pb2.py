@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from bedplate.sandbox.v1 import sandbox_pb2 as bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!bedplate/sandbox/v1/service.proto\x12\x13\x62\x65\x64plate.sandbox.v1\x1a!bedplate/sandbox/v1/sandbox.proto\"j\n\x14\x43reateSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .bedplate.sandbox.v1.SandboxSpec\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"4\n\x11GetSandboxRequest\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"&\n\x14ListSandboxesRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"H\n\x15ListSandboxesResponse\x12/\n\tsandboxes\x18\x01 \x03(\x0b\x32\x1c.bedplate.sandbox.v1.Sandbox\"c\n\x11ReadOutputRequest\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\";\n\x0bOutputChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\x32\xab\x04\n\x0eSandboxService\x12X\n\rCreateSandbox\x12).bedplate.sandbox.v1.CreateSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox\x12R\n\nGetSandbox\x12&.bedplate.sandbox.v1.GetSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox\x12\x66\n\rListSandboxes\x12).bedplate.sandbox.v1.ListSandboxesRequest\x1a*.bedplate.sandbox.v1.ListSandboxesResponse\x12V\n\x0cWatchSandbox\x12&.bedplate.sandbox.v1.GetSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox0\x01\x12S\n\x0bStopSandbox\x12&.bedplate.sandbox.v1.GetSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox\x12V\n\x0e\x44\x65stroySandbox\x12&.bedplate.sandbox.v1.GetSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox2i\n\rOutputService\x12X\n\nReadOutput\x12&.bedplate.sandbox.v1.ReadOutputRequest\x1a .bedplate.sandbox.v1.OutputChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!bedplate/sandbox/v1/service.proto\x12\x13\x62\x65\x64plate.sandbox.v1\x1a!bedplate/sandbox/v1/sandbox.proto\"j\n\x14\x43reateSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .bedplate.sandbox.v1.SandboxSpec\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"4\n\x11GetSandboxRequest\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"&\n\x14ListSandboxesRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"H\n\x15ListSandboxesResponse\x12/\n\tsandboxes\x18\x01 \x03(\x0b\x32\x1c.bedplate.sandbox.v1.Sandbox\"\x89\x01\n\x11ReadOutputRequest\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\x12\x10\n\x08since_ms\x18\x06 \x01(\x03\x12\x12\n\ntail_lines\x18\x07 \x01(\r\";\n\x0bOutputChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\"-\n\x0cTerminalSize\x12\x0f\n\x07\x63olumns\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\r\"\xc8\x01\n\x08\x45xecOpen\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x03(\t\x12\x0f\n\x07workdir\x18\x04 \x01(\t\x12(\n\x03\x65nv\x18\x05 \x03(\x0b\x32\x1b.bedplate.sandbox.v1.EnvVar\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x33\n\x08terminal\x18\x07 \x01(\x0b\x32!.bedplate.sandbox.v1.TerminalSize\x12\x0c\n\x04term\x18\x08 \x01(\t\"\xb1\x01\n\x0b\x45xecRequest\x12-\n\x04open\x18\x01 \x01(\x0b\x32\x1d.bedplate.sandbox.v1.ExecOpenH\x00\x12\x0f\n\x05input\x18\x02 \x01(\x0cH\x00\x12\x13\n\tinput_end\x18\x03 \x01(\x08H\x00\x12\x33\n\x06resize\x18\x04 \x01(\x0b\x32!.bedplate.sandbox.v1.TerminalSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\x05H\x00\x42\x06\n\x04part\"\r\n\x0b\x45xecStarted\"b\n\tExecEnded\x12\x16\n\texit_code\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06signal\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x0f\n\x07message\x18\x03 \x01(\tB\x0c\n\n_exit_codeB\t\n\x07_signal\"\xa0\x01\n\x0c\x45xecResponse\x12\x33\n\x07started\x18\x01 \x01(\x0b\x32 .bedplate.sandbox.v1.ExecStartedH\x00\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12/\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x1e.bedplate.sandbox.v1.ExecEndedH\x00\x42\x06\n\x04part\"%\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"c\n\x12SendSecretsRequest\x12\x0f\n\x07sandbox\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12,\n\x07secrets\x18\x03 \x03(\x0b\x32\x1b.bedplate.sandbox.v1.Secret\"\x15\n\x13SendSecretsResponse\"\"\n\x10ReadUsageRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\xab\x01\n\x0cSandboxUsage\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x03\x12\x0e\n\x06\x63pu_ms\x18\x04 \x01(\x04\x12\x16\n\x0evmm_memory_mib\x18\x05 \x01(\x04\x12\x18\n\x10guest_memory_mib\x18\x06 \x01(\x04\x12\x10\n\x08\x64isk_mib\x18\x07 \x01(\x04\x12\x13\n\x0bheard_at_ms\x18\x08 \x01(\x03\"_\n\x11ReadUsageResponse\x12\x31\n\x06usages\x18\x01 \x03(\x0b\x32!.bedplate.sandbox.v1.SandboxUsage\x12\x17\n\x0funreached_hosts\x18\x02 \x03(\t2\x81\x05\n\x0eSandboxService\x12X\n\rCreateSandbox\x12).bedplate.sandbox.v1.CreateSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox\x12R\n\nGetSandbox\x12&.bedplate.sandbox.v1.GetSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox\x12\x66\n\rListSandboxes\x12).bedplate.sandbox.v1.ListSandboxesRequest\x1a*.bedplate.sandbox.v1.ListSandboxesResponse\x12V\n\x0cWatchSandbox\x12&.bedplate.sandbox.v1.GetSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox0\x01\x12S\n\x0bStopSandbox\x12&.bedplate.sandbox.v1.GetSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox\x12T\n\x0cStartSandbox\x12&.bedplate.sandbox.v1.GetSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox\x12V\n\x0e\x44\x65stroySandbox\x12&.bedplate.sandbox.v1.GetSandboxRequest\x1a\x1c.bedplate.sandbox.v1.Sandbox2^\n\x0b\x45xecService\x12O\n\x04\x45xec\x12 .bedplate.sandbox.v1.ExecRequest\x1a!.bedplate.sandbox.v1.ExecResponse(\x01\x30\x01\x32q\n\rSecretService\x12`\n\x0bSendSecrets\x12\'.bedplate.sandbox.v1.SendSecretsRequest\x1a(.bedplate.sandbox.v1.SendSecretsResponse2j\n\x0cUsageService\x12Z\n\tReadUsage\x12%.bedplate.sandbox.v1.ReadUsageRequest\x1a&.bedplate.sandbox.v1.ReadUsageResponse2i\n\rOutputService\x12X\n\nReadOutput\x12&.bedplate.sandbox.v1.ReadOutputRequest\x1a .bedplate.sandbox.v1.OutputChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,12 +40,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSANDBOXESREQUEST']._serialized_end=293
   _globals['_LISTSANDBOXESRESPONSE']._serialized_start=295
   _globals['_LISTSANDBOXESRESPONSE']._serialized_end=367
-  _globals['_READOUTPUTREQUEST']._serialized_start=369
-  _globals['_READOUTPUTREQUEST']._serialized_end=468
-  _globals['_OUTPUTCHUNK']._serialized_start=470
-  _globals['_OUTPUTCHUNK']._serialized_end=529
-  _globals['_SANDBOXSERVICE']._serialized_start=532
-  _globals['_SANDBOXSERVICE']._serialized_end=1087
-  _globals['_OUTPUTSERVICE']._serialized_start=1089
-  _globals['_OUTPUTSERVICE']._serialized_end=1194
+  _globals['_READOUTPUTREQUEST']._serialized_start=370
+  _globals['_READOUTPUTREQUEST']._serialized_end=507
+  _globals['_OUTPUTCHUNK']._serialized_start=509
+  _globals['_OUTPUTCHUNK']._serialized_end=568
+  _globals['_TERMINALSIZE']._serialized_start=570
+  _globals['_TERMINALSIZE']._serialized_end=615
+  _globals['_EXECOPEN']._serialized_start=618
+  _globals['_EXECOPEN']._serialized_end=818
+  _globals['_EXECREQUEST']._serialized_start=821
+  _globals['_EXECREQUEST']._serialized_end=998
+  _globals['_EXECSTARTED']._serialized_start=1000
+  _globals['_EXECSTARTED']._serialized_end=1013
+  _globals['_EXECENDED']._serialized_start=1015
+  _globals['_EXECENDED']._serialized_end=1113
+  _globals['_EXECRESPONSE']._serialized_start=1116
+  _globals['_EXECRESPONSE']._serialized_end=1276
+  _globals['_SECRET']._serialized_start=1278
+  _globals['_SECRET']._serialized_end=1315
+  _globals['_SENDSECRETSREQUEST']._serialized_start=1317
+  _globals['_SENDSECRETSREQUEST']._serialized_end=1416
+  _globals['_SENDSECRETSRESPONSE']._serialized_start=1418
+  _globals['_SENDSECRETSRESPONSE']._serialized_end=1439
+  _globals['_READUSAGEREQUEST']._serialized_start=1441
+  _globals['_READUSAGEREQUEST']._serialized_end=1475
+  _globals['_SANDBOXUSAGE']._serialized_start=1478
+  _globals['_SANDBOXUSAGE']._serialized_end=1649
+  _globals['_READUSAGERESPONSE']._serialized_start=1651
+  _globals['_READUSAGERESPONSE']._serialized_end=1746
+  _globals['_SANDBOXSERVICE']._serialized_start=1749
+  _globals['_SANDBOXSERVICE']._serialized_end=2390
+  _globals['_EXECSERVICE']._serialized_start=2392
+  _globals['_EXECSERVICE']._serialized_end=2486
+  _globals['_SECRETSERVICE']._serialized_start=2488
+  _globals['_SECRETSERVICE']._serialized_end=2601
+  _globals['_USAGESERVICE']._serialized_start=2603
+  _globals['_USAGESERVICE']._serialized_end=2709
+  _globals['_OUTPUTSERVICE']._serialized_start=2711
+  _globals['_OUTPUTSERVICE']._serialized_end=2816
 # @@protoc_insertion_point(module_scope)

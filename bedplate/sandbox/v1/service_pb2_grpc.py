@@ -62,6 +62,11 @@ class SandboxServiceStub:
                 request_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.GetSandboxRequest.SerializeToString,
                 response_deserializer=bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2.Sandbox.FromString,
                 _registered_method=True)
+        self.StartSandbox = channel.unary_unary(
+                '/bedplate.sandbox.v1.SandboxService/StartSandbox',
+                request_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.GetSandboxRequest.SerializeToString,
+                response_deserializer=bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2.Sandbox.FromString,
+                _registered_method=True)
         self.DestroySandbox = channel.unary_unary(
                 '/bedplate.sandbox.v1.SandboxService/DestroySandbox',
                 request_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.GetSandboxRequest.SerializeToString,
@@ -102,7 +107,16 @@ class SandboxServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopSandbox(self, request, context):
-        """Ends the VM; output and artifact stay until the sandbox is destroyed.
+        """Ends the VM; its disk, output and artifact stay until the sandbox is destroyed.
+        On a sandbox that has ended already nothing changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartSandbox(self, request, context):
+        """Runs a stopped sandbox's agents again, on the disk it had: the next run. It waits for
+        room on its host like any pending sandbox. FAILED_PRECONDITION "not_stopped" otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +154,11 @@ def add_SandboxServiceServicer_to_server(servicer, server):
             ),
             'StopSandbox': grpc.unary_unary_rpc_method_handler(
                     servicer.StopSandbox,
+                    request_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.GetSandboxRequest.FromString,
+                    response_serializer=bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2.Sandbox.SerializeToString,
+            ),
+            'StartSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartSandbox,
                     request_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.GetSandboxRequest.FromString,
                     response_serializer=bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2.Sandbox.SerializeToString,
             ),
@@ -297,6 +316,33 @@ class SandboxService:
             _registered_method=True)
 
     @staticmethod
+    def StartSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.sandbox.v1.SandboxService/StartSandbox',
+            bedplate_dot_sandbox_dot_v1_dot_service__pb2.GetSandboxRequest.SerializeToString,
+            bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2.Sandbox.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DestroySandbox(request,
             target,
             options=(),
@@ -313,6 +359,236 @@ class SandboxService:
             '/bedplate.sandbox.v1.SandboxService/DestroySandbox',
             bedplate_dot_sandbox_dot_v1_dot_service__pb2.GetSandboxRequest.SerializeToString,
             bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2.Sandbox.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ExecServiceStub:
+    """Served by the scheduler, which relays it, and by hostd, which has the guest link.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Exec = channel.stream_stream(
+                '/bedplate.sandbox.v1.ExecService/Exec',
+                request_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.ExecRequest.SerializeToString,
+                response_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.ExecResponse.FromString,
+                _registered_method=True)
+
+
+class ExecServiceServicer:
+    """Served by the scheduler, which relays it, and by hostd, which has the guest link.
+    """
+
+    def Exec(self, request_iterator, context):
+        """A program in a running sandbox: `open` first, then input as it comes; answered by
+        `started`, output, and `ended` last. It ends with the call, and with the guest link.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ExecServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Exec': grpc.stream_stream_rpc_method_handler(
+                    servicer.Exec,
+                    request_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.ExecRequest.FromString,
+                    response_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.ExecResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'bedplate.sandbox.v1.ExecService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('bedplate.sandbox.v1.ExecService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ExecService:
+    """Served by the scheduler, which relays it, and by hostd, which has the guest link.
+    """
+
+    @staticmethod
+    def Exec(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/bedplate.sandbox.v1.ExecService/Exec',
+            bedplate_dot_sandbox_dot_v1_dot_service__pb2.ExecRequest.SerializeToString,
+            bedplate_dot_sandbox_dot_v1_dot_service__pb2.ExecResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class SecretServiceStub:
+    """Served by the scheduler, which relays it, and by hostd, which holds values in memory only.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.SendSecrets = channel.unary_unary(
+                '/bedplate.sandbox.v1.SecretService/SendSecrets',
+                request_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.SendSecretsRequest.SerializeToString,
+                response_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.SendSecretsResponse.FromString,
+                _registered_method=True)
+
+
+class SecretServiceServicer:
+    """Served by the scheduler, which relays it, and by hostd, which holds values in memory only.
+    """
+
+    def SendSecrets(self, request, context):
+        """Values for the names in a sandbox's spec. Wanted while its status has the reason
+        "secrets_awaited"; they go to the guest's tmpfs and to no disk. Safe to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SecretServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'SendSecrets': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendSecrets,
+                    request_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.SendSecretsRequest.FromString,
+                    response_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.SendSecretsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'bedplate.sandbox.v1.SecretService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('bedplate.sandbox.v1.SecretService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SecretService:
+    """Served by the scheduler, which relays it, and by hostd, which holds values in memory only.
+    """
+
+    @staticmethod
+    def SendSecrets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.sandbox.v1.SecretService/SendSecrets',
+            bedplate_dot_sandbox_dot_v1_dot_service__pb2.SendSecretsRequest.SerializeToString,
+            bedplate_dot_sandbox_dot_v1_dot_service__pb2.SendSecretsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class UsageServiceStub:
+    """Served by the scheduler, which asks every live host, and by hostd.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ReadUsage = channel.unary_unary(
+                '/bedplate.sandbox.v1.UsageService/ReadUsage',
+                request_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.ReadUsageRequest.SerializeToString,
+                response_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.ReadUsageResponse.FromString,
+                _registered_method=True)
+
+
+class UsageServiceServicer:
+    """Served by the scheduler, which asks every live host, and by hostd.
+    """
+
+    def ReadUsage(self, request, context):
+        """What running sandboxes use now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_UsageServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ReadUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadUsage,
+                    request_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.ReadUsageRequest.FromString,
+                    response_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.ReadUsageResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'bedplate.sandbox.v1.UsageService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('bedplate.sandbox.v1.UsageService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class UsageService:
+    """Served by the scheduler, which asks every live host, and by hostd.
+    """
+
+    @staticmethod
+    def ReadUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.sandbox.v1.UsageService/ReadUsage',
+            bedplate_dot_sandbox_dot_v1_dot_service__pb2.ReadUsageRequest.SerializeToString,
+            bedplate_dot_sandbox_dot_v1_dot_service__pb2.ReadUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,7 +45,13 @@ class SandboxServiceStub:
     WatchSandbox: _grpc.UnaryStreamMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]
     """The sandbox now, and again after every change, until it is removed."""
     StopSandbox: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]
-    """Ends the VM; output and artifact stay until the sandbox is destroyed."""
+    """Ends the VM; its disk, output and artifact stay until the sandbox is destroyed.
+    On a sandbox that has ended already nothing changes.
+    """
+    StartSandbox: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]
+    """Runs a stopped sandbox's agents again, on the disk it had: the next run. It waits for
+    room on its host like any pending sandbox. FAILED_PRECONDITION "not_stopped" otherwise.
+    """
     DestroySandbox: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]
     """Removes every trace of it. Answers at once; watch it to see it gone."""
 
@@ -65,7 +71,13 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     WatchSandbox: _aio.UnaryStreamMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]  # type: ignore[assignment]
     """The sandbox now, and again after every change, until it is removed."""
     StopSandbox: _aio.UnaryUnaryMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]  # type: ignore[assignment]
-    """Ends the VM; output and artifact stay until the sandbox is destroyed."""
+    """Ends the VM; its disk, output and artifact stay until the sandbox is destroyed.
+    On a sandbox that has ended already nothing changes.
+    """
+    StartSandbox: _aio.UnaryUnaryMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]  # type: ignore[assignment]
+    """Runs a stopped sandbox's agents again, on the disk it had: the next run. It waits for
+    room on its host like any pending sandbox. FAILED_PRECONDITION "not_stopped" otherwise.
+    """
     DestroySandbox: _aio.UnaryUnaryMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]  # type: ignore[assignment]
     """Removes every trace of it. Answers at once; watch it to see it gone."""
 
@@ -112,7 +124,19 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.GetSandboxRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sandbox_pb2.Sandbox, _abc.Awaitable[_sandbox_pb2.Sandbox]]:
-        """Ends the VM; output and artifact stay until the sandbox is destroyed."""
+        """Ends the VM; its disk, output and artifact stay until the sandbox is destroyed.
+        On a sandbox that has ended already nothing changes.
+        """
+
+    @_abc_1.abstractmethod
+    def StartSandbox(
+        self,
+        request: _service_pb2.GetSandboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.Sandbox, _abc.Awaitable[_sandbox_pb2.Sandbox]]:
+        """Runs a stopped sandbox's agents again, on the disk it had: the next run. It waits for
+        room on its host like any pending sandbox. FAILED_PRECONDITION "not_stopped" otherwise.
+        """
 
     @_abc_1.abstractmethod
     def DestroySandbox(
@@ -123,6 +147,111 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         """Removes every trace of it. Answers at once; watch it to see it gone."""
 
 def add_SandboxServiceServicer_to_server(servicer: SandboxServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ExecServiceStub:
+    """Served by the scheduler, which relays it, and by hostd, which has the guest link."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ExecServiceAsyncStub: ...
+    Exec: _grpc.StreamStreamMultiCallable[_service_pb2.ExecRequest, _service_pb2.ExecResponse]
+    """A program in a running sandbox: `open` first, then input as it comes; answered by
+    `started`, output, and `ended` last. It ends with the call, and with the guest link.
+    """
+
+@_typing.type_check_only
+class ExecServiceAsyncStub(ExecServiceStub):
+    """Served by the scheduler, which relays it, and by hostd, which has the guest link."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Exec: _aio.StreamStreamMultiCallable[_service_pb2.ExecRequest, _service_pb2.ExecResponse]  # type: ignore[assignment]
+    """A program in a running sandbox: `open` first, then input as it comes; answered by
+    `started`, output, and `ended` last. It ends with the call, and with the guest link.
+    """
+
+class ExecServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Served by the scheduler, which relays it, and by hostd, which has the guest link."""
+
+    @_abc_1.abstractmethod
+    def Exec(
+        self,
+        request_iterator: _MaybeAsyncIterator[_service_pb2.ExecRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.ExecResponse], _abc.AsyncIterator[_service_pb2.ExecResponse]]:
+        """A program in a running sandbox: `open` first, then input as it comes; answered by
+        `started`, output, and `ended` last. It ends with the call, and with the guest link.
+        """
+
+def add_ExecServiceServicer_to_server(servicer: ExecServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class SecretServiceStub:
+    """Served by the scheduler, which relays it, and by hostd, which holds values in memory only."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SecretServiceAsyncStub: ...
+    SendSecrets: _grpc.UnaryUnaryMultiCallable[_service_pb2.SendSecretsRequest, _service_pb2.SendSecretsResponse]
+    """Values for the names in a sandbox's spec. Wanted while its status has the reason
+    "secrets_awaited"; they go to the guest's tmpfs and to no disk. Safe to repeat.
+    """
+
+@_typing.type_check_only
+class SecretServiceAsyncStub(SecretServiceStub):
+    """Served by the scheduler, which relays it, and by hostd, which holds values in memory only."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    SendSecrets: _aio.UnaryUnaryMultiCallable[_service_pb2.SendSecretsRequest, _service_pb2.SendSecretsResponse]  # type: ignore[assignment]
+    """Values for the names in a sandbox's spec. Wanted while its status has the reason
+    "secrets_awaited"; they go to the guest's tmpfs and to no disk. Safe to repeat.
+    """
+
+class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Served by the scheduler, which relays it, and by hostd, which holds values in memory only."""
+
+    @_abc_1.abstractmethod
+    def SendSecrets(
+        self,
+        request: _service_pb2.SendSecretsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.SendSecretsResponse, _abc.Awaitable[_service_pb2.SendSecretsResponse]]:
+        """Values for the names in a sandbox's spec. Wanted while its status has the reason
+        "secrets_awaited"; they go to the guest's tmpfs and to no disk. Safe to repeat.
+        """
+
+def add_SecretServiceServicer_to_server(servicer: SecretServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class UsageServiceStub:
+    """Served by the scheduler, which asks every live host, and by hostd."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> UsageServiceAsyncStub: ...
+    ReadUsage: _grpc.UnaryUnaryMultiCallable[_service_pb2.ReadUsageRequest, _service_pb2.ReadUsageResponse]
+    """What running sandboxes use now."""
+
+@_typing.type_check_only
+class UsageServiceAsyncStub(UsageServiceStub):
+    """Served by the scheduler, which asks every live host, and by hostd."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ReadUsage: _aio.UnaryUnaryMultiCallable[_service_pb2.ReadUsageRequest, _service_pb2.ReadUsageResponse]  # type: ignore[assignment]
+    """What running sandboxes use now."""
+
+class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Served by the scheduler, which asks every live host, and by hostd."""
+
+    @_abc_1.abstractmethod
+    def ReadUsage(
+        self,
+        request: _service_pb2.ReadUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ReadUsageResponse, _abc.Awaitable[_service_pb2.ReadUsageResponse]]:
+        """What running sandboxes use now."""
+
+def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class OutputServiceStub:
     """Served by the scheduler, which relays it, and by hostd, which holds the bytes."""
