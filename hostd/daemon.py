@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from bedplate.content.v1 import content_pb2, content_pb2_grpc
-from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
+from bedplate.content.v1 import content_pb2_grpc
+from bedplate.sandbox.v1 import service_pb2_grpc
 from fleet.errors import BedplateError
-from fleet.identity import Role
 from fleet.model.host import Accelerator, HostImage, HostRecord
 from fleet.model.ids import HostId
 from fleet.model.sandbox import NetworkMode
@@ -23,6 +22,7 @@ from fleet.store.port import Store
 from hostd.api.changes import Changes
 from hostd.api.content import ContentService, SourcesHeld
 from hostd.api.output import OutputService
+from hostd.api.permissions import PERMISSIONS
 from hostd.config import HostdConfig
 from hostd.drivers.ports import GuestLinks
 from hostd.intake import Intake
@@ -39,14 +39,6 @@ from hostd.sourcing import LocalSources, Sourcing
 REFRESH_INTERVAL_S = 30.0
 RETRY_S = 2.0
 SCRATCH_DIR = "scratch"
-
-CONTENT = content_pb2.DESCRIPTOR.services_by_name["ContentService"].full_name
-ROLES = {
-    service_pb2.DESCRIPTOR.services_by_name["OutputService"].full_name: frozenset({Role.SCHEDULER}),
-    CONTENT: frozenset({Role.SCHEDULER}),
-    # Hosts give each other sources and nothing else: one that is taken over reads no artifact elsewhere.
-    f"{CONTENT}/FetchSource": frozenset({Role.SCHEDULER, Role.HOST}),
-}
 
 log = structlog.get_logger()
 
@@ -81,7 +73,7 @@ async def run_daemon(parts: Parts, stop: asyncio.Event) -> None:
     """Serves until `stop` is set; VMs run on. Raises what keeps the host from starting."""
     daemon = _Daemon(parts)
     await parts.drivers.network.ensure_bridge()
-    server, port = await start_server(parts.config.listen, parts.config.tls, ROLES, daemon.register)
+    server, port = await start_server(parts.config.listen, parts.config.tls, PERMISSIONS, daemon.register)
     address = parts.config.advertise or f"{parts.config.listen.rsplit(':', 1)[0]}:{port}"
     try:
         record = await daemon.describe(address)

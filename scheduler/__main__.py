@@ -18,7 +18,7 @@ from bedplate.host.v1 import service_pb2_grpc as host_grpc
 from bedplate.sandbox.v1 import service_pb2_grpc as sandbox_grpc
 from fleet.config import load_config
 from fleet.errors import BedplateError, InvalidSpecError
-from fleet.identity import Role, TlsFiles
+from fleet.identity import TlsFiles
 from fleet.rpc import STOP_GRACE_S, start_server
 from fleet.store.election import Election
 from fleet.store.etcd import open_etcd
@@ -30,19 +30,13 @@ from scheduler.api.channels import HostChannels
 from scheduler.api.content import ContentService
 from scheduler.api.hosts import HostService
 from scheduler.api.output import OutputService
+from scheduler.api.permissions import PERMISSIONS
 from scheduler.api.sandboxes import SandboxService
 from scheduler.cycle import Cycle
 from scheduler.state import FleetState
 
 # Another scheduler takes over this long after a leader has died; a leader that lives renews three times within it.
 LEADER_TTL_S = 10.0
-
-SERVICES = {
-    "bedplate.sandbox.v1.SandboxService": frozenset({Role.OPERATOR, Role.TENANT}),
-    "bedplate.sandbox.v1.OutputService": frozenset({Role.OPERATOR, Role.TENANT}),
-    "bedplate.content.v1.ContentService": frozenset({Role.OPERATOR, Role.TENANT}),
-    "bedplate.host.v1.HostService": frozenset({Role.OPERATOR}),
-}
 
 _EPILOG = """example of a configuration:
   listen = "10.0.0.1:7443"
@@ -108,7 +102,7 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
         content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
         host_grpc.add_HostServiceServicer_to_server(HostService(state), server)
 
-    server, port = await start_server(config.listen, config.tls, SERVICES, register)
+    server, port = await start_server(config.listen, config.tls, PERMISSIONS, register)
     log.info("scheduler.started", address=f"{config.listen.rpartition(':')[0]}:{port}", name=config.name)
     try:
         async with asyncio.TaskGroup() as parts:

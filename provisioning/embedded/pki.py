@@ -24,6 +24,8 @@ def create_pki(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True)
     authority = create_authority(now)
     (folder / "ca.crt").write_bytes(authority.certificate)
+    (folder / "ca.key").touch(0o600)
+    (folder / "ca.key").write_bytes(authority.key)
     for identity in _IDENTITIES:
         add_certificate(folder, authority, identity, now)
 

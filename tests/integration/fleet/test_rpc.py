@@ -23,14 +23,11 @@ from fleet.errors import (
     NotPermittedError,
     UnavailableError,
 )
+from fleet.gatekeeper import ERROR_FIELD_CHARS_MAX, ERROR_KEY, ERROR_MESSAGE_CHARS_MAX, caller_of
 from fleet.identity import SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles, create_authority, issue_certificate
 from fleet.rpc import (
     CHUNK_BYTES,
-    ERROR_FIELD_CHARS_MAX,
-    ERROR_KEY,
-    ERROR_MESSAGE_CHARS_MAX,
     MESSAGE_BYTES_MAX,
-    caller_of,
     error_from_call,
     open_channel,
     start_server,
@@ -40,6 +37,7 @@ from fleet.rpc import (
 pytestmark = pytest.mark.timeout(60)
 SERVICE = "bedplate.content.v1.ContentService"
 ADMITTED = frozenset({Role.TENANT, Role.OPERATOR})
+PERMISSIONS = {f"{SERVICE}/{method}": ADMITTED for method in ("HasSource", "UploadSource", "FetchSource")}
 CALL_S = 20.0
 LONG_AGO = datetime.timedelta(days=1000)
 
@@ -132,7 +130,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         content_pb2_grpc.add_ContentServiceServicer_to_server(behaviour, server)
 
     tls = certificates.issue(Role.SCHEDULER, "scheduler")
-    server, port = await start_server("127.0.0.1:0", tls, {SERVICE: ADMITTED}, register)
+    server, port = await start_server("127.0.0.1:0", tls, PERMISSIONS, register)
     served = Served(port, behaviour, certificates)
     yield served
     for channel in served.channels:
@@ -311,6 +309,15 @@ async def test_a_method_that_is_none(served: Served) -> None:
         with pytest.raises(BedplateError) as caught, translated("peer"):
             await call(b"", timeout=CALL_S)
         assert caught.value.code == "call_unimplemented"
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_a_method_that_is_in_no_table(served: Served, role: Role) -> None:
+    """A method that is served and that the table forgot is denied to every role."""
+    stub = served.stub(served.certificates.issue(role, "x"))
+    with pytest.raises(NotPermittedError) as caught, translated("peer"):
+        await stub.FetchArtifact(content_pb2.FetchArtifactRequest(), timeout=CALL_S).read()
+    assert (caught.value.code, caught.value.next_step) == ("role_not_permitted", "no role may call it")
 
 
 @pytest.mark.parametrize("call", [ask, fetch], ids=["unary", "stream"])

@@ -23,6 +23,7 @@ from fleet.rpc import CHUNK_BYTES, open_channel, start_server, translated
 from hostd.api.changes import Changes
 from hostd.api.content import ContentService
 from hostd.api.output import OutputService
+from hostd.api.permissions import PERMISSIONS
 from hostd.drivers.image import SourceStore
 from hostd.orders import Orders
 from hostd.reconcile.progress import begin, fail, reach_stage
@@ -90,9 +91,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         service_pb2_grpc.add_OutputServiceServicer_to_server(OutputService(orders, changes), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(orders, sources, source_added), server)
 
-    services = ("bedplate.sandbox.v1.OutputService", "bedplate.content.v1.ContentService")
-    roles = dict.fromkeys(services, frozenset({Role.SCHEDULER}))
-    server, port = await start_server("127.0.0.1:0", tls_files(pki, Role.HOST, HOST), roles, register)
+    server, port = await start_server("127.0.0.1:0", tls_files(pki, Role.HOST, HOST), PERMISSIONS, register)
     tls = tls_files(pki, Role.SCHEDULER, "scheduler")
     async with open_channel(f"127.0.0.1:{port}", tls, host_server_name(HOST)) as channel:
         api.output = service_pb2_grpc.OutputServiceStub(channel)

@@ -23,7 +23,7 @@ from fleet.store.keyspace import alive_key, host_key, source_key
 from fleet.store.memory import MemoryStore
 from fleet.store.port import Put
 from hostd.api.content import ContentService
-from hostd.daemon import ROLES
+from hostd.api.permissions import PERMISSIONS
 from hostd.drivers.image import SourceStore
 from hostd.orders import Orders
 from hostd.sourcing import Sourcing
@@ -79,7 +79,7 @@ class Rack:
         def register(server: Any) -> None:
             content_pb2_grpc.add_ContentServiceServicer_to_server(service, server)
 
-        self.server, port = await start_server("127.0.0.1:0", self.tls(THERE), ROLES, register)
+        self.server, port = await start_server("127.0.0.1:0", self.tls(THERE), PERMISSIONS, register)
         self.address = f"127.0.0.1:{port}"
         record = HostRecord(
             THERE, self.address, Capacity(1, 1, 1, 1), (), (), Accelerator.SIMULATED, "", (), "0.1.0", 0

@@ -26,6 +26,7 @@ from fleet.store.port import Delete, Put, Store, Unmoved
 from hostd.api.changes import Changes
 from hostd.api.content import ContentService
 from hostd.api.output import OutputService
+from hostd.api.permissions import PERMISSIONS
 from hostd.drivers.image.sources import SourceStore
 from hostd.orders import Orders
 from hostd.reconcile.progress import begin, change_agent, reach_stage, render_status
@@ -38,10 +39,6 @@ from tests.unit.scheduler.build import NOW_MS, host, host_puts
 
 HANG_S = 20.0
 LOCAL = HostId(EMBEDDED_HOST)
-HOST_SERVICES = {
-    "bedplate.sandbox.v1.OutputService": frozenset({Role.SCHEDULER}),
-    "bedplate.content.v1.ContentService": frozenset({Role.SCHEDULER}),
-}
 
 
 @asynccontextmanager
@@ -198,7 +195,7 @@ class ObedientHost:
             content_pb2_grpc.add_ContentServiceServicer_to_server(content, server)
             sandbox_grpc.add_OutputServiceServicer_to_server(_CountedOutput(self), server)
 
-        self._server, port = await start_server(f"{LOOPBACK}:0", self._tls, HOST_SERVICES, register)
+        self._server, port = await start_server(f"{LOOPBACK}:0", self._tls, PERMISSIONS, register)
         self.address = f"{LOOPBACK}:{port}"
         await self._store.transact([], host_puts(host(self._claimed, address=self.address)))
 

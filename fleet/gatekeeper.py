@@ -1,0 +1,158 @@
+"""Who may call what: every call of every server passes here first. What its table does not name is denied to everyone.
+
+Also maps errors to gRPC statuses and logs one canonical line for each call.
+"""
+
+from __future__ import annotations  # grpc.aio classes are generic in their stubs only
+
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
+
+from fleet.errors import (
+    BedplateError,
+    ConflictError,
+    HostFaultError,
+    InvalidSpecError,
+    NotFoundError,
+    NotPermittedError,
+    UnavailableError,
+)
+from fleet.identity import Identity, Role, parse_identity
+
+# The roles that may call each method, by its full name "package.Service/Method".
+Permissions = Mapping[str, frozenset[Role]]
+
+# Whether a server is well and what it serves says nothing about tenants: every role may ask.
+EVERYONE = frozenset(Role)
+OPEN_PERMISSIONS: Permissions = {
+    f"{health.SERVICE_NAME}/Check": EVERYONE,
+    f"{health.SERVICE_NAME}/List": EVERYONE,
+    f"{health.SERVICE_NAME}/Watch": EVERYONE,
+    f"{reflection.SERVICE_NAME}/ServerReflectionInfo": EVERYONE,
+}
+
+ERROR_KEY = "bedplate-error-bin"
+# An error travels in HTTP/2 headers, of which a peer takes 8 KiB in all; percent-encoding makes up to 12 bytes of a character.
+ERROR_MESSAGE_CHARS_MAX = 400
+ERROR_FIELD_CHARS_MAX = 160
+
+STATUS = (
+    (InvalidSpecError, grpc.StatusCode.INVALID_ARGUMENT),
+    (NotPermittedError, grpc.StatusCode.PERMISSION_DENIED),
+    (NotFoundError, grpc.StatusCode.NOT_FOUND),
+    (ConflictError, grpc.StatusCode.ALREADY_EXISTS),
+    (UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    (HostFaultError, grpc.StatusCode.FAILED_PRECONDITION),
+)
+
+log = structlog.get_logger()
+
+
+def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
+    """Who calls; raises NotPermittedError when the certificate carries no identity."""
+    (certificate,) = context.auth_context().get("x509_pem_cert", (b"",))
+    return parse_identity(certificate)
+
+
+class Gatekeeper(grpc.aio.ServerInterceptor):
+    """Checks the caller's role, maps errors to statuses and logs one canonical line for each call."""
+
+    def __init__(self, permissions: Permissions) -> None:
+        self._permissions = {**OPEN_PERMISSIONS, **permissions}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        roles = self._permissions.get(handler_call_details.method.lstrip("/"), frozenset())
+        return self._guard(handler, handler_call_details.method, roles)
+
+    def _guard(self, handler: Any, method: str, roles: frozenset[Role]) -> Any:
+        behaviours = {
+            (False, False): (grpc.unary_unary_rpc_method_handler, _guard_unary, handler.unary_unary),
+            (False, True): (grpc.unary_stream_rpc_method_handler, _guard_stream, handler.unary_stream),
+            (True, False): (grpc.stream_unary_rpc_method_handler, _guard_unary, handler.stream_unary),
+            (True, True): (grpc.stream_stream_rpc_method_handler, _guard_stream, handler.stream_stream),
+        }
+        wrap, guard, behaviour = behaviours[handler.request_streaming, handler.response_streaming]
+        return wrap(guard(behaviour, method, roles), handler.request_deserializer, handler.response_serializer)
+
+
+def _guard_unary(behaviour: Any, method: str, roles: frozenset[Role]) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        with _Outcome(method) as outcome:
+            outcome.identity = _admit(context, method, roles)
+            return await behaviour(request, context)
+        return await _abort(context, outcome.error)
+
+    return call
+
+
+def _guard_stream(behaviour: Any, method: str, roles: frozenset[Role]) -> Any:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        with _Outcome(method) as outcome:
+            outcome.identity = _admit(context, method, roles)
+            async for response in behaviour(request, context):
+                yield response
+        if outcome.error is not None:
+            await _abort(context, outcome.error)
+
+    return call
+
+
+class _Outcome:
+    """Notes how a call ended, logs it, and holds back errors that have a status of their own."""
+
+    def __init__(self, method: str) -> None:
+        self.identity: Identity | None = None
+        self.error: BedplateError | None = None
+        self._method = method
+        self._started = time.monotonic()
+
+    def __enter__(self) -> _Outcome:
+        return self
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> bool:
+        if isinstance(error, Exception):
+            self.error = error if isinstance(error, BedplateError) else _surprise(self._method, error)
+        duration_ms = round((time.monotonic() - self._started) * 1000, 1)
+        caller = f"{self.identity.role}:{self.identity.name}" if self.identity else ""
+        outcome = self.error.code if self.error else "ok" if error is None else "cancelled"
+        log.info("call.served", method=self._method, caller=caller, outcome=outcome, duration_ms=duration_ms)
+        return self.error is not None
+
+
+def _surprise(method: str, error: Exception) -> BedplateError:
+    log.error("call.crashed", method=method, exc_info=error)
+    return BedplateError("internal", "an unexpected error; the server's log has it", "report it with the server's log")
+
+
+def _admit(context: Any, method: str, roles: frozenset[Role]) -> Identity:
+    identity = caller_of(context)
+    if identity.role not in roles:
+        message = f"role {identity.role} may not call {method}"
+        next_step = f"use a certificate of role {' or '.join(sorted(roles))}" if roles else "no role may call it"
+        raise NotPermittedError("role_not_permitted", message, next_step)
+    return identity
+
+
+async def _abort(context: Any, error: BedplateError | None) -> None:
+    assert error is not None
+    status = next((status for family, status in STATUS if isinstance(error, family)), grpc.StatusCode.INTERNAL)
+    detail = {"code": error.code, "field": getattr(error, "field", ""), "next_step": error.next_step}
+    detail = {key: value[:ERROR_FIELD_CHARS_MAX] for key, value in detail.items()}
+    message = error.message.encode("utf-8", "replace").decode()[:ERROR_MESSAGE_CHARS_MAX]
+    await context.abort(
+        status, message, ((ERROR_KEY, json.dumps(detail, ensure_ascii=False).encode("utf-8", "replace")),)
+    )

@@ -1,0 +1,26 @@
+"""Which roles may call which method of the scheduler. One row for each method: what has no row is denied to everyone.
+
+A new method gets its row here, in the table of tests/integration/scheduler/test_authorisation.py and in docs/threat-model.md;
+that test fails until all three say the same. Whose sandboxes a caller may name is asked in scheduler.api.access.
+"""
+
+from fleet.gatekeeper import Permissions
+from fleet.identity import Role
+
+_OPERATORS = frozenset({Role.OPERATOR})
+_TENANTS = frozenset({Role.OPERATOR, Role.TENANT})
+
+PERMISSIONS: Permissions = {
+    "bedplate.sandbox.v1.SandboxService/CreateSandbox": _TENANTS,
+    "bedplate.sandbox.v1.SandboxService/GetSandbox": _TENANTS,
+    "bedplate.sandbox.v1.SandboxService/ListSandboxes": _TENANTS,
+    "bedplate.sandbox.v1.SandboxService/WatchSandbox": _TENANTS,
+    "bedplate.sandbox.v1.SandboxService/StopSandbox": _TENANTS,
+    "bedplate.sandbox.v1.SandboxService/DestroySandbox": _TENANTS,
+    "bedplate.sandbox.v1.OutputService/ReadOutput": _TENANTS,
+    "bedplate.content.v1.ContentService/HasSource": _TENANTS,
+    "bedplate.content.v1.ContentService/UploadSource": _TENANTS,
+    "bedplate.content.v1.ContentService/FetchSource": _TENANTS,
+    "bedplate.content.v1.ContentService/FetchArtifact": _TENANTS,
+    "bedplate.host.v1.HostService/ListHosts": _OPERATORS,
+}
