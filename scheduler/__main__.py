@@ -100,7 +100,7 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
         sandbox_grpc.add_SandboxServiceServicer_to_server(SandboxService(store, state, _now_ms), server)
         sandbox_grpc.add_OutputServiceServicer_to_server(OutputService(state, channels), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
-        host_grpc.add_HostServiceServicer_to_server(HostService(state), server)
+        host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)
 
     server, port = await start_server(config.listen, config.tls, PERMISSIONS, register)
     log.info("scheduler.started", address=f"{config.listen.rpartition(':')[0]}:{port}", name=config.name)

@@ -20,6 +20,7 @@ from fleet.model.host import Reservation
 from fleet.model.ids import HostId
 from fleet.store.keyspace import (
     assignment_key,
+    cordon_key,
     id_key,
     name_key,
     record_key,
@@ -138,7 +139,8 @@ def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation)
     ]
     if assignment.sandbox_id in snapshot.refusals:
         writes.append(Delete(refusal_key(assignment.sandbox_id)))
-    return Change((_record_of(assignment), claim, fence, order), tuple(writes))
+    unmoved = (_record_of(assignment), claim, fence, order, cordon_key(assignment.host_id))
+    return Change(unmoved, tuple(writes))
 
 
 def _remove(snapshot: Snapshot, removal: Removal, lease_id: int) -> Change:

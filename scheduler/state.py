@@ -12,10 +12,21 @@ import structlog
 from fleet.codec import decode
 from fleet.errors import BedplateError, UnavailableError
 from fleet.model.assignment import Assignment, Refusal
-from fleet.model.host import HostRecord, Reservation
+from fleet.model.host import HostCordon, HostRecord, Reservation
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant
 from fleet.model.sandbox import SandboxRecord, SandboxStatus
-from fleet.store.keyspace import ALIVE, ASSIGNMENTS, HOSTS, NAMES, RECORDS, REFUSALS, RESERVATIONS, SOURCES, STATUSES
+from fleet.store.keyspace import (
+    ALIVE,
+    ASSIGNMENTS,
+    CORDONS,
+    HOSTS,
+    NAMES,
+    RECORDS,
+    REFUSALS,
+    RESERVATIONS,
+    SOURCES,
+    STATUSES,
+)
 from fleet.store.mirror import Mirror
 from fleet.store.port import KeyValue
 from scheduler.placement.snapshot import Snapshot
@@ -32,6 +43,7 @@ _KINDS: Mapping[str, type] = {
     REFUSALS: Refusal,
     HOSTS: HostRecord,
     RESERVATIONS: Reservation,
+    CORDONS: HostCordon,
 }
 
 log = structlog.get_logger()
@@ -88,6 +100,11 @@ class FleetState:
             refusals={one.sandbox_id: one for one in self._all(REFUSALS, Refusal)},
             hosts={one.host_id: one for one in self._all(HOSTS, HostRecord)},
             alive=frozenset(HostId(host_id) for _, (host_id,) in _segments(entries, ALIVE, 1)),
+            # A host is cordoned by the key: what cannot be read of it takes the reason away, not the cordon.
+            cordons={
+                host_id: self._decoded[key][1] or HostCordon(host_id, "", 0)
+                for key, host_id in ((key, HostId(name)) for key, (name,) in _segments(entries, CORDONS, 1))
+            },
             reservations={one.host_id: one for one in self._all(RESERVATIONS, Reservation)},
             sources=_sources(entries),
             opaque_sandboxes=frozenset(

@@ -70,12 +70,23 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class HostCordon:
+    """No new sandboxes on this host, by an operator's word; those on it run on."""
+
+    host_id: HostId
+    by: str
+    at_ms: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """A host as clients see it."""
 
     record: HostRecord
     is_alive: bool
     reserved: Reservation
+    cordon: HostCordon | None = None
 
 
 # The VMM's own memory beside the guest's: QEMU 7.2 with the devices of one sandbox stays below 160 MiB resident

@@ -18,6 +18,11 @@ STATUSES = ROOT + "status/"
 HOSTS = ROOT + "host/"
 ALIVE = ROOT + "alive/"
 SOURCES = ROOT + "source/"
+CORDONS = ROOT + "cordon/"
+TOKENS = ROOT + "token/"
+ISSUED = ROOT + "issued/"
+REVOKED = ROOT + "revoked/"
+BARRED = REVOKED + "host/"
 LEADER = ROOT + "leader/scheduler"
 
 
@@ -90,3 +95,33 @@ def source_key(tenant: Tenant, digest_hex: str, host_id: HostId) -> str:
 def source_hosts(tenant: Tenant, digest_hex: str) -> str:
     """The prefix of the hosts that hold a tenant's source."""
     return f"{SOURCES}{tenant}/{digest_hex}/"
+
+
+def cordon_key(host_id: HostId) -> str:
+    """That no new sandbox is placed on a host. Writer: scheduler."""
+    return f"{CORDONS}{host_id}"
+
+
+def token_key(token_id: str) -> str:
+    """A token with which one machine may join; its transaction is what spends it. Writer: scheduler."""
+    return f"{TOKENS}{token_id}"
+
+
+def issued_key(host_id: HostId, serial: str) -> str:
+    """A certificate that a scheduler has signed for a host. Writer: scheduler."""
+    return f"{ISSUED}{host_id}/{serial}"
+
+
+def host_issued(host_id: HostId) -> str:
+    """The prefix of one host's certificates."""
+    return f"{ISSUED}{host_id}/"
+
+
+def revoked_key(serial: str) -> str:
+    """A certificate that is refused before its end. Writer: scheduler."""
+    return f"{REVOKED}{serial}"
+
+
+def barred_key(host_id: HostId) -> str:
+    """That certificates of a host issued before a moment are refused. Writer: scheduler."""
+    return f"{BARRED}{host_id}"

@@ -16,6 +16,7 @@ PERMISSIONS: Permissions = {
     "bedplate.sandbox.v1.SandboxService/ListSandboxes": _TENANTS,
     "bedplate.sandbox.v1.SandboxService/WatchSandbox": _TENANTS,
     "bedplate.sandbox.v1.SandboxService/StopSandbox": _TENANTS,
+    "bedplate.sandbox.v1.SandboxService/StartSandbox": _TENANTS,
     "bedplate.sandbox.v1.SandboxService/DestroySandbox": _TENANTS,
     "bedplate.sandbox.v1.OutputService/ReadOutput": _TENANTS,
     "bedplate.content.v1.ContentService/HasSource": _TENANTS,
@@ -23,4 +24,6 @@ PERMISSIONS: Permissions = {
     "bedplate.content.v1.ContentService/FetchSource": _TENANTS,
     "bedplate.content.v1.ContentService/FetchArtifact": _TENANTS,
     "bedplate.host.v1.HostService/ListHosts": _OPERATORS,
+    "bedplate.host.v1.HostService/CordonHost": _OPERATORS,
+    "bedplate.host.v1.HostService/UncordonHost": _OPERATORS,
 }

@@ -1,7 +1,7 @@
 """Which hosts can carry a sandbox, and if none can, why: each host is counted under the first filter that excludes it. PURE.
 
-The order is part of the promise: readable, alive, labels, network_mode, image, sandboxes, vcpu, memory, disk. What an operator
-must change comes before what only time frees.
+The order is part of the promise: readable, alive, cordoned, labels, network_mode, image, sandboxes, vcpu, memory, disk. What an
+operator must change comes before what only time frees.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +23,7 @@ class Candidate:
     free: Capacity
     is_alive: bool = True
     is_readable: bool = True
+    is_cordoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ FILTERS = (
         lambda _spec, _excluded: "carries an order that this scheduler's version cannot read",
     ),
     Filter("alive", lambda _spec, candidate: candidate.is_alive, lambda _spec, _excluded: "not alive"),
+    Filter("cordoned", lambda _spec, candidate: not candidate.is_cordoned, lambda _spec, _excluded: "cordoned"),
     Filter("labels", _has_labels, _explain_labels),
     Filter(
         "network_mode",

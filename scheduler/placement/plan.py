@@ -55,6 +55,7 @@ def _candidates(snapshot: Snapshot) -> dict[HostId, Candidate]:
             free_of(host.capacity, sums.get(host_id, Reservation(host_id))),
             is_alive=host_id in snapshot.alive,
             is_readable=host_id not in snapshot.opaque_hosts,
+            is_cordoned=host_id in snapshot.cordons,
         )
         for host_id, host in sorted(snapshot.hosts.items())
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fleet.model.assignment import Assignment, Refusal
-from fleet.model.host import Capacity, HostRecord, Reservation
+from fleet.model.host import Capacity, HostCordon, HostRecord, Reservation
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant
 from fleet.model.sandbox import Goal, SandboxRecord, SandboxStatus
 
@@ -25,6 +25,7 @@ class Snapshot:
     refusals: Mapping[SandboxId, Refusal] = field(default_factory=dict)
     hosts: Mapping[HostId, HostRecord] = field(default_factory=dict)
     alive: frozenset[HostId] = frozenset()
+    cordons: Mapping[HostId, HostCordon] = field(default_factory=dict)
     reservations: Mapping[HostId, Reservation] = field(default_factory=dict)
     sources: Mapping[tuple[Tenant, Digest], frozenset[HostId]] = field(default_factory=dict)
     opaque_sandboxes: frozenset[SandboxId] = frozenset()

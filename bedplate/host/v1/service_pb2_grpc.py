@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from bedplate.host.v1 import host_pb2 as bedplate_dot_host_dot_v1_dot_host__pb2
 from bedplate.host.v1 import service_pb2 as bedplate_dot_host_dot_v1_dot_service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -40,6 +41,16 @@ class HostServiceStub:
                 request_serializer=bedplate_dot_host_dot_v1_dot_service__pb2.ListHostsRequest.SerializeToString,
                 response_deserializer=bedplate_dot_host_dot_v1_dot_service__pb2.ListHostsResponse.FromString,
                 _registered_method=True)
+        self.CordonHost = channel.unary_unary(
+                '/bedplate.host.v1.HostService/CordonHost',
+                request_serializer=bedplate_dot_host_dot_v1_dot_service__pb2.CordonHostRequest.SerializeToString,
+                response_deserializer=bedplate_dot_host_dot_v1_dot_host__pb2.Host.FromString,
+                _registered_method=True)
+        self.UncordonHost = channel.unary_unary(
+                '/bedplate.host.v1.HostService/UncordonHost',
+                request_serializer=bedplate_dot_host_dot_v1_dot_service__pb2.UncordonHostRequest.SerializeToString,
+                response_deserializer=bedplate_dot_host_dot_v1_dot_host__pb2.Host.FromString,
+                _registered_method=True)
 
 
 class HostServiceServicer:
@@ -52,6 +63,19 @@ class HostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CordonHost(self, request, context):
+        """No new sandboxes on it; those on it run on. Again: the reason is replaced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonHost(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +83,16 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.ListHosts,
                     request_deserializer=bedplate_dot_host_dot_v1_dot_service__pb2.ListHostsRequest.FromString,
                     response_serializer=bedplate_dot_host_dot_v1_dot_service__pb2.ListHostsResponse.SerializeToString,
+            ),
+            'CordonHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonHost,
+                    request_deserializer=bedplate_dot_host_dot_v1_dot_service__pb2.CordonHostRequest.FromString,
+                    response_serializer=bedplate_dot_host_dot_v1_dot_host__pb2.Host.SerializeToString,
+            ),
+            'UncordonHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonHost,
+                    request_deserializer=bedplate_dot_host_dot_v1_dot_service__pb2.UncordonHostRequest.FromString,
+                    response_serializer=bedplate_dot_host_dot_v1_dot_host__pb2.Host.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +123,60 @@ class HostService:
             '/bedplate.host.v1.HostService/ListHosts',
             bedplate_dot_host_dot_v1_dot_service__pb2.ListHostsRequest.SerializeToString,
             bedplate_dot_host_dot_v1_dot_service__pb2.ListHostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.host.v1.HostService/CordonHost',
+            bedplate_dot_host_dot_v1_dot_service__pb2.CordonHostRequest.SerializeToString,
+            bedplate_dot_host_dot_v1_dot_host__pb2.Host.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.host.v1.HostService/UncordonHost',
+            bedplate_dot_host_dot_v1_dot_service__pb2.UncordonHostRequest.SerializeToString,
+            bedplate_dot_host_dot_v1_dot_host__pb2.Host.FromString,
             options,
             channel_credentials,
             insecure,

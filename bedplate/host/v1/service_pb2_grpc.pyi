@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from bedplate.host.v1 import host_pb2 as _host_pb2
 from bedplate.host.v1 import service_pb2 as _service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
@@ -34,6 +35,9 @@ class HostServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> HostServiceAsyncStub: ...
     ListHosts: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListHostsRequest, _service_pb2.ListHostsResponse]
+    CordonHost: _grpc.UnaryUnaryMultiCallable[_service_pb2.CordonHostRequest, _host_pb2.Host]
+    """No new sandboxes on it; those on it run on. Again: the reason is replaced."""
+    UncordonHost: _grpc.UnaryUnaryMultiCallable[_service_pb2.UncordonHostRequest, _host_pb2.Host]
 
 @_typing.type_check_only
 class HostServiceAsyncStub(HostServiceStub):
@@ -41,6 +45,9 @@ class HostServiceAsyncStub(HostServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListHosts: _aio.UnaryUnaryMultiCallable[_service_pb2.ListHostsRequest, _service_pb2.ListHostsResponse]  # type: ignore[assignment]
+    CordonHost: _aio.UnaryUnaryMultiCallable[_service_pb2.CordonHostRequest, _host_pb2.Host]  # type: ignore[assignment]
+    """No new sandboxes on it; those on it run on. Again: the reason is replaced."""
+    UncordonHost: _aio.UnaryUnaryMultiCallable[_service_pb2.UncordonHostRequest, _host_pb2.Host]  # type: ignore[assignment]
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the scheduler, to operators."""
@@ -51,5 +58,20 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.ListHostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.ListHostsResponse, _abc.Awaitable[_service_pb2.ListHostsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CordonHost(
+        self,
+        request: _service_pb2.CordonHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.Host, _abc.Awaitable[_host_pb2.Host]]:
+        """No new sandboxes on it; those on it run on. Again: the reason is replaced."""
+
+    @_abc_1.abstractmethod
+    def UncordonHost(
+        self,
+        request: _service_pb2.UncordonHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.Host, _abc.Awaitable[_host_pb2.Host]]: ...
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -31,6 +31,7 @@ SCHEDULER = {
     "bedplate.sandbox.v1.SandboxService/ListSandboxes": "operator, tenant",
     "bedplate.sandbox.v1.SandboxService/WatchSandbox": "operator, tenant",
     "bedplate.sandbox.v1.SandboxService/StopSandbox": "operator, tenant",
+    "bedplate.sandbox.v1.SandboxService/StartSandbox": "operator, tenant",
     "bedplate.sandbox.v1.SandboxService/DestroySandbox": "operator, tenant",
     "bedplate.sandbox.v1.OutputService/ReadOutput": "operator, tenant",
     "bedplate.content.v1.ContentService/HasSource": "operator, tenant",
@@ -38,6 +39,8 @@ SCHEDULER = {
     "bedplate.content.v1.ContentService/FetchSource": "operator, tenant",
     "bedplate.content.v1.ContentService/FetchArtifact": "operator, tenant",
     "bedplate.host.v1.HostService/ListHosts": "operator",
+    "bedplate.host.v1.HostService/CordonHost": "operator",
+    "bedplate.host.v1.HostService/UncordonHost": "operator",
 }
 HOSTD = {
     "bedplate.sandbox.v1.OutputService/ReadOutput": "scheduler",

@@ -10,7 +10,7 @@ import pytest
 from fleet.codec import decode, encode
 from fleet.errors import UnavailableError
 from fleet.model.assignment import Assignment, Refusal
-from fleet.model.host import Capacity, Reservation
+from fleet.model.host import Capacity, HostCordon, Reservation
 from fleet.model.ids import HostId
 from fleet.model.sandbox import Goal, Phase
 from fleet.store.keyspace import (
@@ -22,6 +22,7 @@ from fleet.store.keyspace import (
     TOMBSTONES,
     alive_key,
     assignment_key,
+    cordon_key,
     host_key,
     record_key,
     refusal_key,
@@ -218,21 +219,39 @@ async def test_a_group_that_was_outrun_writes_nothing(store: Store, decider: Dec
     assert [one.host_id for one in await assignments_in(store)] == ["one"]
 
 
-@pytest.mark.parametrize("moved", ["record", "leader", "reservation"])
+@pytest.mark.parametrize("moved", ["record", "leader", "reservation", "cordon"])
 async def test_nothing_is_written_on_what_has_moved(store: Store, decider: Decider, fence: Unmoved, moved: str) -> None:
-    """A changed wish, a new leader or another placement on the host each void a plan that has not seen them."""
+    """A changed wish, a new leader, another placement on the host or its cordon each void a plan that has not seen them."""
     await decider.mirror.wait_for(await put_all(store, [*host_puts(host()), *record_puts(record())]), HANG_S)
     seen = decider.state.snapshot()
     write = {
         "record": record_puts(replace(record(), goal=Goal.STOP, generation=2))[0],
         "leader": Put(LEADER, b"two"),
         "reservation": Put(reservation_key(host().host_id), encode(Reservation(host().host_id))),
+        "cordon": Put(cordon_key(host().host_id), encode(HostCordon(host().host_id, "ops", NOW_MS))),
     }[moved]
     await put_all(store, [write])
     committer = Committer(store, lambda: 0.0)
     outcome = await committer.commit(fence, seen, plan_changes(seen, plan(seen, NOW_MS)))
     assert not outcome.is_committed
     assert await assignments_in(store) == []
+
+
+@pytest.mark.parametrize(
+    "value", [encode(HostCordon(host().host_id, "ops", NOW_MS)), b"\xff"], ids=["whole", "unreadable"]
+)
+async def test_a_cordoned_host_takes_nothing_new(store: Store, decider: Decider, value: bytes) -> None:
+    """What is on it runs on, what waits is told by count, and is placed once the cordon goes; also one that cannot be read."""
+    placed, waiting = record(0), record(1)
+    await look(decider, await put_all(store, [*host_puts(host()), *record_puts(placed)]))
+    before = await assignments_in(store)
+    await look(decider, await put_all(store, [Put(cordon_key(host().host_id), value), *record_puts(waiting)]))
+    assert await assignments_in(store) == before
+    refusal = await store.get(refusal_key(waiting.sandbox_id))
+    assert refusal is not None
+    assert [(one.code, one.hosts) for one in decode(Refusal, refusal.value).reasons] == [("cordoned", 1)]
+    await look(decider, (await store.transact([], [Delete(cordon_key(host().host_id))])).revision)
+    assert {one.sandbox_id for one in await assignments_in(store)} == {placed.sandbox_id, waiting.sandbox_id}
 
 
 async def test_rivals_never_place_twice(store: Store, fence: Unmoved) -> None:

@@ -35,7 +35,21 @@ def test_a_fast_verb_loads_nothing_heavy(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-VERBS = ["init", "check", "up", "ls", "status", "logs", "diff", "get", "stop", "destroy", "host ls", "version"]
+VERBS = [
+    "init",
+    "check",
+    "up",
+    "ls",
+    "status",
+    "logs",
+    "diff",
+    "get",
+    "stop",
+    "destroy",
+    "host ls",
+    "host cordon",
+    "version",
+]
 VERBS += ["pki init", "pki issue", "pki show"]
 
 

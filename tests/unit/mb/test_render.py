@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fleet.model.host import Accelerator, Capacity, Host, HostImage, HostRecord, Reservation
+from fleet.model.host import Accelerator, Capacity, Host, HostCordon, HostImage, HostRecord, Reservation
 from fleet.model.ids import HostId, Tenant
 from fleet.model.sandbox import Phase, Reason
 from mb.compare import FileDiff
@@ -125,10 +125,17 @@ def test_hosts_show_used_of_total() -> None:
         "0.1.0",
         NOW_MS,
     )
-    lines = render_hosts([Host(record, True, Reservation(HostId("rack1-07"), 4, 4608, 2048, 2))])
-    assert lines[1].split() == ["rack1-07", "yes", "tcg", "4/64", "4.5/128", "2/1024", "2/50"]
+    host = Host(record, True, Reservation(HostId("rack1-07"), 4, 4608, 2048, 2))
+    lines = render_hosts([host])
+    assert lines[1].split() == ["rack1-07", "alive", "tcg", "4/64", "4.5/128", "2/1024", "2/50"]
     assert "base:latest" in lines[2]
     assert fits(lines)
+    cordoned = replace(host, cordon=HostCordon(HostId("rack1-07"), "ops", NOW_MS, "a new disk " * 15))
+    lines = render_hosts([cordoned])
+    assert lines[1].split()[1] == "cordoned"
+    assert "cordoned by ops: a new disk" in "\n".join(lines)
+    assert fits(lines)
+    assert render_hosts([replace(cordoned, is_alive=False)])[1].split()[1] == "away"
 
 
 def test_json_has_every_field() -> None:

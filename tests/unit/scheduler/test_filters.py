@@ -23,6 +23,7 @@ def candidate(**changes: Any) -> Candidate:
 EXCLUDED = [
     ("readable", spec(), candidate(is_readable=False), "carries an order that this scheduler's version cannot read"),
     ("alive", spec(), candidate(is_alive=False), "not alive"),
+    ("cordoned", spec(), candidate(is_cordoned=True), "cordoned"),
     ("labels", spec(require_labels=(GOLD,)), candidate(), "the labels disk=nvme are not all there"),
     (
         "labels",
@@ -102,7 +103,7 @@ def test_no_host_at_all_is_a_reason() -> None:
 
 def test_the_order_of_filters_is_stable() -> None:
     """The documented order, which decides under which reason a host is counted."""
-    order = ["readable", "alive", "labels", "network_mode", "image", "sandboxes", "vcpu", "memory", "disk"]
+    order = ["readable", "alive", "cordoned", "labels", "network_mode", "image", "sandboxes", "vcpu", "memory", "disk"]
     assert [one.code for one in FILTERS] == order
 
 
