@@ -2,7 +2,8 @@
 
 A lost race is no error: the caller looks again and decides again. What is written under which condition:
 
-    placement   record, id, reservation unmoved -> assignment, id (again), reservation, no refusal
+    placement   record, id, reservation,
+                assignment unmoved              -> assignment, id (again), reservation, no refusal; a further run's likewise
     order       record, assignment unmoved      -> assignment
     removal     record, assignment unmoved      -> no record, name, id, assignment, refusal; a tombstone
     repair      reservation unmoved             -> reservation
@@ -31,7 +32,7 @@ from fleet.store.keyspace import (
 from fleet.store.port import TRANSACTION_OPS_MAX, VALUE_BYTES_MAX, Committed, Delete, Put, Store, Unmoved, Write
 from scheduler.placement.lifecycle import Dismissal, LifecycleChange, Order, Removal
 from scheduler.placement.plan import Plan
-from scheduler.placement.snapshot import Snapshot, add, reserved, share_of
+from scheduler.placement.snapshot import Snapshot, add, growth, reserved
 
 # etcd refuses requests past 1.5 MiB; one value may be VALUE_BYTES_MAX, and a group stays below twice that with its keys.
 GROUP_BYTES_MAX = VALUE_BYTES_MAX
@@ -114,7 +115,7 @@ def plan_changes(snapshot: Snapshot, plan: Plan) -> Iterator[Change]:
     """A plan's assignments with the reservations they lead to, and those refusals that say something new."""
     sums = reserved(snapshot)
     for assignment in plan.assignments:
-        sums[assignment.host_id] = add(_sum_of(sums, assignment.host_id), share_of(assignment))
+        sums[assignment.host_id] = add(_sum_of(sums, assignment.host_id), growth(snapshot, assignment))
         yield _place(snapshot, assignment, sums[assignment.host_id])
     for refusal in plan.refusals:
         if is_news(refusal, snapshot.refusals.get(refusal.sandbox_id)):

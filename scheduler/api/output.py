@@ -16,6 +16,7 @@ from fleet.rpc import caller_of
 from scheduler.api.access import find_sandbox
 from scheduler.api.channels import HostChannels
 from scheduler.api.relay import IDLE_S, Slots, relay
+from scheduler.api.wishes import current_status
 from scheduler.placement.snapshot import Snapshot
 from scheduler.state import FleetState
 
@@ -45,10 +46,12 @@ class OutputService(service_pb2_grpc.OutputServiceServicer):
             agent=_agent_name(record, request.agent),
             offset=request.offset,
             follow=request.follow,
+            since_ms=request.since_ms,
+            tail_lines=request.tail_lines,
         )
         while True:
             changed = self._state.changed()
-            host_id, is_final = find_output(self._state.snapshot(), record)
+            host_id, is_final = find_output(self._state.snapshot(), record, is_followed=request.follow)
             if host_id is not None:
                 break
             if is_final or not request.follow:
@@ -66,6 +69,8 @@ class OutputService(service_pb2_grpc.OutputServiceServicer):
                 async for chunk in self._read(wanted, host_id, context):
                     failures = 0
                     wanted.offset = chunk.offset + len(chunk.payload)
+                    # Where to begin is settled: what follows is read on by offset, also from a host that has restarted.
+                    wanted.since_ms = wanted.tail_lines = 0
                     yield chunk
                     if chunk.end:
                         return
@@ -86,8 +91,12 @@ class OutputService(service_pb2_grpc.OutputServiceServicer):
             yield chunk
 
 
-def find_output(snapshot: Snapshot, record: SandboxRecord) -> tuple[HostId | None, bool]:
-    """The host that has a sandbox's output; without one, whether there will never be any."""
+def find_output(snapshot: Snapshot, record: SandboxRecord, *, is_followed: bool = False) -> tuple[HostId | None, bool]:
+    """The host that has a sandbox's output; without one, whether there will never be any.
+
+    Who follows a sandbox that waits for its next run is given that run's output as well: until its host speaks of it there is
+    nothing to follow.
+    """
     current = snapshot.records.get(record.sandbox_id)
     assignment = snapshot.assignment_of(record)
     if current is None:
@@ -95,7 +104,8 @@ def find_output(snapshot: Snapshot, record: SandboxRecord) -> tuple[HostId | Non
     if assignment is None:
         return None, current.goal is not Goal.RUN
     # Before its host has published a status, it may not know of the sandbox yet.
-    return (assignment.host_id if snapshot.status_of(assignment) is not None else None), False
+    status = current_status(current, snapshot) if is_followed else snapshot.status_of(assignment)
+    return (assignment.host_id if status is not None else None), False
 
 
 def _agent_name(record: SandboxRecord, name: str) -> str:

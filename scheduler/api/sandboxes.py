@@ -1,7 +1,6 @@
 """SandboxService: wishes are written to the store, answers are read from the mirror once it has them."""
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Any
 
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
@@ -12,12 +11,15 @@ from fleet.model.assignment import Sandbox
 from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Goal, SandboxRecord, SandboxSpec
 from fleet.rpc import MESSAGE_BYTES_MAX, caller_of
-from fleet.store.keyspace import id_key, name_key, record_key, tombstone_key
+from fleet.store.keyspace import id_key, name_key, record_key, status_key, tombstone_key
 from fleet.store.port import Put, Store, Unmoved
+from scheduler.api import wishes
 from scheduler.api.access import find_sandbox, tenant_of
 from scheduler.api.admission import RECORDS_MAX, check_id, check_spec, explain_conflict, id_reused
 from scheduler.api.relay import Slots
 from scheduler.api.view import brief, view, view_removed, views_of
+from scheduler.api.wishes import Wish
+from scheduler.placement.snapshot import Snapshot
 from scheduler.state import FleetState
 
 # A record is changed by its owner only: losing this many races in a row takes several clients that fight over one sandbox.
@@ -42,7 +44,7 @@ def _check_size(spec: Any) -> None:
 
 
 class SandboxService(service_pb2_grpc.SandboxServiceServicer):
-    """Create, get, list, watch, stop and destroy sandboxes."""
+    """Create, get, list, watch, stop, start and destroy sandboxes."""
 
     def __init__(self, store: Store, state: FleetState, now_ms: Callable[[], int]) -> None:
         self._store = store
@@ -105,18 +107,16 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
             await changed.wait()
 
     async def StopSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Ends the VM; what it left stays until the sandbox is destroyed."""
-        return to_message(await self._change_goal(request, context, Goal.STOP))
+        """Ends the VM; its disk, output and artifact stay until the sandbox is destroyed. What has ended stays as it is."""
+        return to_message(await self._change(request, context, wishes.stop))
 
     async def StartSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Refused: no host keeps a stopped sandbox's disk yet."""
-        record = find_sandbox(self._state.fresh(), caller_of(context), request.sandbox, request.tenant)
-        message = f"sandbox {record.spec.name} has no disk to start on"
-        raise ConflictError("not_stopped", message, "run it anew with mb up")
+        """Begins the next run of a stopped sandbox; it waits for room on the host that has its disk."""
+        return to_message(await self._change(request, context, wishes.start))
 
     async def DestroySandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Begins to remove every trace; the name is free once it is gone."""
-        return to_message(await self._change_goal(request, context, Goal.REMOVE))
+        return to_message(await self._change(request, context, wishes.remove))
 
     async def _create(self, record: SandboxRecord) -> Sandbox:
         keys = [
@@ -142,7 +142,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
             name_holder=SandboxId(name.value.decode()) if name is not None else None,
         )
 
-    async def _change_goal(self, request: Any, context: Any, goal: Goal) -> Sandbox:
+    async def _change(self, request: Any, context: Any, wish: Wish) -> Sandbox:
         record = find_sandbox(self._state.fresh(), caller_of(context), request.sandbox, request.tenant)
         key = record_key(record.tenant, record.sandbox_id)
         for _ in range(ATTEMPTS_MAX):
@@ -151,13 +151,19 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
                 message = f"sandbox {record.spec.name} is removed already"
                 raise NotFoundError("sandbox_unknown", message, "mb ls shows those there are")
             current = decode(SandboxRecord, known.value)
-            # REMOVE is final: a stop does not call it back.
-            if current.goal in (goal, Goal.REMOVE):
+            snapshot = await self._state.seen(known.mod_revision)
+            wanted = wish(current, snapshot)
+            if wanted == current:
                 return await self._seen(current, known.mod_revision)
-            wanted = replace(current, goal=goal, generation=current.generation + 1)
-            committed = await self._store.transact([Unmoved(key, known.mod_revision)], [Put(key, encode(wanted))])
+            # What the wish was decided on: whether its host says that the sandbox has ended.
+            status = _status_of(current, snapshot)
+            committed = await self._store.transact(
+                [Unmoved(key, known.mod_revision), *status], [Put(key, encode(wanted))]
+            )
             if committed.is_committed:
                 return await self._seen(wanted, committed.revision)
+            for moved in [await self._store.get(one.key) for one in status]:
+                await self._state.seen(moved.mod_revision if moved is not None else 0)
         raise ConflictError("record_moved", f"sandbox {record.spec.name} is changed by others too", "try again")
 
     async def _seen(self, record: SandboxRecord, revision: int) -> Sandbox:
@@ -165,3 +171,11 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
         snapshot = await self._state.seen(revision)
         found = snapshot.records.get(record.sandbox_id)
         return view(found, snapshot) if found is not None else view_removed(view(record, snapshot))
+
+
+def _status_of(record: SandboxRecord, snapshot: Snapshot) -> list[Unmoved]:
+    assignment = snapshot.assignment_of(record)
+    if assignment is None:
+        return []
+    key = status_key(assignment.host_id, assignment.sandbox_id)
+    return [Unmoved(key, snapshot.mod_revisions.get(key, 0))]

@@ -5,14 +5,16 @@ from dataclasses import replace
 from fleet.model.assignment import Assignment, Sandbox
 from fleet.model.ids import NO_DIGEST, NO_HOST, SandboxId, Tenant
 from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, Reason, SandboxRecord, SandboxStatus
+from scheduler.api.wishes import current_status
 from scheduler.placement.snapshot import Snapshot
 
 
 def view(record: SandboxRecord, snapshot: Snapshot) -> Sandbox:
     """The sandbox of `record`, which may be newer than the snapshot."""
     assignment = snapshot.assignment_of(record)
-    status = snapshot.status_of(assignment) if assignment is not None else None
-    is_pending = assignment is None and record.goal is Goal.RUN
+    # What its host says of an earlier run is not shown as if it were said of this one.
+    status = current_status(record, snapshot)
+    is_pending = record.goal is Goal.RUN and (assignment is None or snapshot.is_resuming(record))
     phase = _phase(record, assignment, status, snapshot)
     if assignment is not None and status is not None and phase in (Phase.LOST, Phase.REMOVING):
         status = _explain(assignment, status, snapshot)
@@ -29,6 +31,7 @@ def view(record: SandboxRecord, snapshot: Snapshot) -> Sandbox:
         refusal=snapshot.refusals.get(record.sandbox_id) if is_pending else None,
         status=status,
         assigned_at_ms=assignment.assigned_at_ms if assignment is not None else 0,
+        run=record.run,
     )
 
 
@@ -69,6 +72,8 @@ def _phase(
     if assignment is None:
         # Stopped before it had a host: it will never have one.
         return Phase.STOPPED if record.goal is Goal.STOP else Phase.PENDING
+    if snapshot.is_resuming(record):
+        return Phase.PENDING
     if status is not None and status.phase in ENDED_PHASES:
         return status.phase
     if assignment.host_id not in snapshot.alive:

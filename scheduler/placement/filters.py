@@ -13,6 +13,8 @@ from fleet.model.ids import NO_DIGEST, Digest, SandboxId
 from fleet.model.sandbox import ImageRef, SandboxSpec
 
 NO_HOSTS = RefusalReason("no_hosts", 0, "no host is registered")
+# An image that is asked for by its digest alone.
+ANY_NAME = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def refuse(sandbox_id: SandboxId, spec: SandboxSpec, candidates: Sequence[Candid
 
 def resolve_image(image: ImageRef, record: HostRecord) -> Digest:
     """The digest under which this host holds `image`, NO_DIGEST when it does not; a pinned digest must be the one it holds."""
-    held = (one.digest for one in record.images if one.name == image.name)
+    held = (one.digest for one in record.images if image.name in (ANY_NAME, one.name))
     return next((digest for digest in held if image.digest in (NO_DIGEST, digest)), NO_DIGEST)
 
 
@@ -76,8 +78,9 @@ def _explain_labels(spec: SandboxSpec, _excluded: Sequence[Candidate]) -> str:
 
 
 def _explain_image(spec: SandboxSpec, _excluded: Sequence[Candidate]) -> str:
+    named = f" {spec.image.name}" if spec.image.name else ""
     pinned = f" with digest {spec.image.digest}" if spec.image.digest else ""
-    return f"image {spec.image.name}{pinned} is not held"
+    return f"image{named}{pinned} is not held"
 
 
 def _explain_amount(

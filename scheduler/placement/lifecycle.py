@@ -1,6 +1,7 @@
 """How a sandbox's wish reaches its host, and how the sandbox ends. PURE.
 
 record newer than assignment       -> the assignment takes over its goal and generation
+record of a run not placed yet     -> left to the plan
 record REMOVE, host says REMOVED   -> the assignment goes, and the host forgets the sandbox
 record REMOVE, nobody remembers it -> removed, its id stays taken for a while
 assignment without a record        -> its goal becomes REMOVE, then it is removed as well
@@ -64,7 +65,7 @@ def _for_records(snapshot: Snapshot) -> Iterator[LifecycleChange]:
         if assignment is None:
             if record.goal is Goal.REMOVE and sandbox_id not in remembered:
                 yield Removal(sandbox_id, record, None)
-        elif assignment.generation < record.generation:
+        elif assignment.generation < record.generation and not snapshot.is_resuming(record):
             yield Order(replace(assignment, goal=record.goal, generation=record.generation))
         elif record.goal is Goal.REMOVE and _is_gone(snapshot, assignment):
             yield Dismissal(assignment)

@@ -3,16 +3,17 @@
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
-from fleet.model.assignment import Assignment, Refusal
-from fleet.model.host import Reservation, overhead_mib
-from fleet.model.ids import HostId
-from fleet.model.sandbox import SandboxRecord, SandboxSpec
-from scheduler.placement.filters import Candidate, first_excluding, refuse, resolve_image
+from fleet.model.assignment import Assignment, Refusal, RefusalReason
+from fleet.model.host import Capacity, Reservation, overhead_mib
+from fleet.model.ids import Digest, HostId
+from fleet.model.sandbox import ImageRef, SandboxRecord, SandboxSpec
+from scheduler.placement.filters import ANY_NAME, Candidate, first_excluding, refuse, resolve_image
 from scheduler.placement.scores import score
-from scheduler.placement.snapshot import Snapshot, free_of, reserved, share_of
+from scheduler.placement.snapshot import Snapshot, free_of, growth, reserved, set_aside
 
 # One plan's share of the event loop: 200 placements over 1,000 hosts take half a second. The rest is in the next plan.
 PLACEMENTS_MAX = 200
+HOST_UNKNOWN = RefusalReason("host_unknown", 0, "the host that has its disk is not registered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class Plan:
 def plan(snapshot: Snapshot, now_ms: int) -> Plan:
     """Places the pending sandboxes, the oldest first; one that fits nowhere does not hold up those behind it.
 
-    Refusals are told for the state after the plan: what is refused in it would be refused again at once.
+    A sandbox that was stopped has one candidate for its next run: the host that has its disk. Refusals are told for the state
+    after the plan: what is refused in it would be refused again at once.
     """
     candidates = _candidates(snapshot)
     assignments: list[Assignment] = []
@@ -36,15 +38,16 @@ def plan(snapshot: Snapshot, now_ms: int) -> Plan:
         if len(assignments) == PLACEMENTS_MAX:
             break
         # Within a plan hosts only fill up: what one sandbox could not have, its equals cannot either.
-        best = None if _wants(record.spec) in hopeless else _best(snapshot, candidates, record)
-        if best is None:
-            hopeless.add(_wants(record.spec))
+        wants = _wants(snapshot, record)
+        assignment = None if wants in hopeless else _place(snapshot, candidates, record, now_ms)
+        if assignment is None:
+            hopeless.add(wants)
             refused.append(record)
             continue
-        assignment = _assign(record, best, now_ms)
         assignments.append(assignment)
-        candidates[best.record.host_id] = replace(best, free=free_of(best.free, share_of(assignment)))
-    return Plan(tuple(assignments), _refuse_all(refused, candidates, now_ms))
+        taken = candidates[assignment.host_id]
+        candidates[assignment.host_id] = replace(taken, free=free_of(taken.free, growth(snapshot, assignment)))
+    return Plan(tuple(assignments), _refuse_all(snapshot, refused, candidates, now_ms))
 
 
 def _candidates(snapshot: Snapshot) -> dict[HostId, Candidate]:
@@ -61,41 +64,77 @@ def _candidates(snapshot: Snapshot) -> dict[HostId, Candidate]:
     }
 
 
-def _best(snapshot: Snapshot, candidates: dict[HostId, Candidate], record: SandboxRecord) -> Candidate | None:
-    holders = [snapshot.sources.get((record.tenant, source.digest), frozenset()) for source in record.spec.sources]
-    able = [one for one in candidates.values() if first_excluding(record.spec, one) is None]
-    return min(
-        able,
-        key=lambda one: score(record.spec, one, has_sources=all(one.record.host_id in holding for holding in holders)),
+def _place(
+    snapshot: Snapshot, candidates: dict[HostId, Candidate], record: SandboxRecord, now_ms: int
+) -> Assignment | None:
+    spec, able = _narrow(snapshot, candidates, record)
+    holders = [snapshot.sources.get((record.tenant, source.digest), frozenset()) for source in spec.sources]
+    best = min(
+        (one for one in able if first_excluding(spec, one) is None),
+        key=lambda one: score(spec, one, has_sources=all(one.record.host_id in holding for holding in holders)),
         default=None,
     )
+    return _assign(record, best, resolve_image(spec.image, best.record), now_ms) if best is not None else None
 
 
-def _assign(record: SandboxRecord, candidate: Candidate, now_ms: int) -> Assignment:
+def _narrow(
+    snapshot: Snapshot, candidates: dict[HostId, Candidate], record: SandboxRecord
+) -> tuple[SandboxSpec, tuple[Candidate, ...]]:
+    """What filters shall look for and on which hosts: for a further run the very image its disk lies on, on the host that has it.
+
+    There its disk and its place are set aside already: they are free for it alone.
+    """
+    known = snapshot.assignment_of(record) if snapshot.is_resuming(record) else None
+    if known is None:
+        return record.spec, tuple(candidates.values())
+    pinned = replace(record.spec, image=ImageRef(ANY_NAME, known.image_digest))
+    own = candidates.get(known.host_id)
+    if own is None:
+        return pinned, ()
+    held = set_aside(known, snapshot.status_of(known))
+    free = Capacity(
+        own.free.vcpus + held.vcpus,
+        own.free.memory_mib + held.memory_mib,
+        own.free.disk_mib + held.disk_mib,
+        own.free.sandboxes + held.sandboxes,
+    )
+    return pinned, (replace(own, free=free),)
+
+
+def _assign(record: SandboxRecord, candidate: Candidate, image_digest: Digest, now_ms: int) -> Assignment:
     return Assignment(
         sandbox_id=record.sandbox_id,
         tenant=record.tenant,
         host_id=candidate.record.host_id,
         spec=record.spec,
-        image_digest=resolve_image(record.spec.image, candidate.record),
+        image_digest=image_digest,
         overhead_mib=overhead_mib(record.spec.resources, candidate.record.accelerator),
         goal=record.goal,
         generation=record.generation,
         created_at_ms=record.created_at_ms,
         assigned_at_ms=now_ms,
+        run=record.run,
     )
 
 
-def _refuse_all(refused: list[SandboxRecord], candidates: dict[HostId, Candidate], now_ms: int) -> tuple[Refusal, ...]:
-    hosts = tuple(candidates.values())
+def _refuse_all(
+    snapshot: Snapshot, refused: list[SandboxRecord], candidates: dict[HostId, Candidate], now_ms: int
+) -> tuple[Refusal, ...]:
     known: dict[Hashable, Refusal] = {}
     for record in refused:
-        wants = _wants(record.spec)
+        wants = _wants(snapshot, record)
         if wants not in known:
-            known[wants] = refuse(record.sandbox_id, record.spec, hosts, now_ms)
-    return tuple(replace(known[_wants(record.spec)], sandbox_id=record.sandbox_id) for record in refused)
+            spec, considered = _narrow(snapshot, candidates, record)
+            refusal = refuse(record.sandbox_id, spec, considered, now_ms)
+            if not considered and snapshot.is_resuming(record):
+                refusal = replace(refusal, reasons=(HOST_UNKNOWN,))
+            known[wants] = refusal
+    return tuple(replace(known[_wants(snapshot, record)], sandbox_id=record.sandbox_id) for record in refused)
 
 
-def _wants(spec: SandboxSpec) -> Hashable:
-    """All of a spec that filters look at."""
+def _wants(snapshot: Snapshot, record: SandboxRecord) -> Hashable:
+    """All that filters look at; a further run has a room of its own to wait for, so it wants what nobody else does."""
+    if snapshot.is_resuming(record):
+        return record.sandbox_id
+    spec = record.spec
     return spec.resources, spec.image, spec.network.mode, spec.require_labels

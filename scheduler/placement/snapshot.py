@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fleet.model.assignment import Assignment, Refusal
 from fleet.model.host import Capacity, HostCordon, HostRecord, Reservation
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant
-from fleet.model.sandbox import Goal, SandboxRecord, SandboxStatus
+from fleet.model.sandbox import Goal, Phase, SandboxRecord, SandboxStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +42,38 @@ class Snapshot:
         return found if found is not None and found.tenant == record.tenant else None
 
     def pending(self) -> list[SandboxRecord]:
-        """Sandboxes that shall run and have no host, the oldest first."""
+        """Sandboxes that shall run and wait for room, on any host or for a further run on their own; the oldest first."""
         found = [record for record in self.records.values() if self._is_pending(record)]
         return sorted(found, key=lambda record: (record.created_at_ms, record.sandbox_id))
 
+    def is_resuming(self, record: SandboxRecord) -> bool:
+        """Whether `record` waits for room for its next run, on the host that has its disk."""
+        assignment = self.assignment_of(record)
+        return record.goal is Goal.RUN and assignment is not None and assignment.run < record.run
+
     def _is_pending(self, record: SandboxRecord) -> bool:
-        is_known = record.sandbox_id in self.assignments or record.sandbox_id in self.opaque_sandboxes
-        return record.goal is Goal.RUN and not is_known
+        if record.goal is not Goal.RUN or record.sandbox_id in self.opaque_sandboxes:
+            return False
+        return record.sandbox_id not in self.assignments or self.is_resuming(record)
 
 
 def share_of(assignment: Assignment) -> Reservation:
-    """What one assignment sets aside on its host."""
+    """What one assignment sets aside on its host while its sandbox runs, or may."""
     resources = assignment.spec.resources
     memory_mib = resources.memory_mib + assignment.overhead_mib
     return Reservation(assignment.host_id, resources.vcpus, memory_mib, resources.disk_mib, 1)
+
+
+def set_aside(assignment: Assignment, status: SandboxStatus | None) -> Reservation:
+    """What one assignment sets aside by what its host says: all, or a stopped sandbox's disk and place, or nothing.
+
+    A status of an earlier run says nothing about the run that is ordered.
+    """
+    if status is None or not status.released or status.run < assignment.run:
+        return share_of(assignment)
+    if status.phase is Phase.STOPPED:
+        return Reservation(assignment.host_id, disk_mib=assignment.spec.resources.disk_mib, sandboxes=1)
+    return Reservation(assignment.host_id)
 
 
 def add(reservation: Reservation, share: Reservation) -> Reservation:
@@ -66,6 +84,21 @@ def add(reservation: Reservation, share: Reservation) -> Reservation:
         reservation.memory_mib + share.memory_mib,
         reservation.disk_mib + share.disk_mib,
         reservation.sandboxes + share.sandboxes,
+    )
+
+
+def growth(snapshot: Snapshot, assignment: Assignment) -> Reservation:
+    """By how much `assignment`, not written yet, grows what is set aside: a further run has its disk and its place already."""
+    share, known = share_of(assignment), snapshot.assignments.get(assignment.sandbox_id)
+    if known is None or known.host_id != assignment.host_id:
+        return share
+    held = set_aside(known, snapshot.status_of(known))
+    return Reservation(
+        assignment.host_id,
+        share.vcpus - held.vcpus,
+        share.memory_mib - held.memory_mib,
+        share.disk_mib - held.disk_mib,
+        share.sandboxes - held.sandboxes,
     )
 
 
@@ -80,13 +113,11 @@ def free_of(capacity: Capacity, reservation: Reservation) -> Capacity:
 
 
 def reserved(snapshot: Snapshot) -> dict[HostId, Reservation]:
-    """What each host's assignments set aside in truth: the sum over those whose status does not say `released`."""
+    """What each host's assignments set aside in truth: the sum over all of them."""
     sums: dict[HostId, Reservation] = {}
     for assignment in snapshot.assignments.values():
-        status = snapshot.status_of(assignment)
-        if status is None or not status.released:
-            known = sums.get(assignment.host_id, Reservation(assignment.host_id))
-            sums[assignment.host_id] = add(known, share_of(assignment))
+        known = sums.get(assignment.host_id, Reservation(assignment.host_id))
+        sums[assignment.host_id] = add(known, set_aside(assignment, snapshot.status_of(assignment)))
     return sums
 
 

@@ -256,7 +256,8 @@ class ObedientHost:
             status = SandboxStatus(order.sandbox_id, self.host_id, order.generation, Phase.REMOVED, released=True)
             await self._put_status(status)
             return
-        if order.sandbox_id not in self.orders.progress:
+        known = self.orders.orders.get(order.sandbox_id)
+        if order.sandbox_id not in self.orders.progress or (known is not None and known.run < order.run):
             self.orders.put_progress(begin(order, "", ""))
         self.orders.put_order(order)
         await self._publish(order, is_released=order.goal is Goal.STOP)
@@ -266,7 +267,7 @@ class ObedientHost:
         status = render_status(
             order, progress, accelerator=Accelerator.SIMULATED, is_released=is_released, now_ms=NOW_MS
         )
-        await self._put_status(status)
+        await self._put_status(replace(status, run=order.run))
 
     async def _put_status(self, status: SandboxStatus) -> None:
         await self._store.transact([], [Put(status_key(self.host_id, status.sandbox_id), encode(status))])

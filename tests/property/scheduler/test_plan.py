@@ -8,11 +8,21 @@ from hypothesis import strategies as st
 
 from fleet.model.host import Accelerator, Capacity, HostImage, HostRecord, Reservation
 from fleet.model.ids import NO_DIGEST, Digest, HostId
-from fleet.model.sandbox import Goal, ImageRef, Label, Network, NetworkMode, Phase, Resources, SandboxRecord
+from fleet.model.sandbox import (
+    Goal,
+    ImageRef,
+    Label,
+    Network,
+    NetworkMode,
+    Phase,
+    Resources,
+    SandboxRecord,
+    SandboxSpec,
+)
 from scheduler.commit import is_news
 from scheduler.placement.filters import Candidate, first_excluding
 from scheduler.placement.plan import plan
-from scheduler.placement.snapshot import Snapshot, free_of, repairs, reserved, share_of
+from scheduler.placement.snapshot import Snapshot, free_of, repairs, reserved, set_aside, share_of
 from tests.unit.scheduler.build import (
     BASE,
     DEMO,
@@ -85,14 +95,18 @@ def records(draw: st.DrawFn) -> list[SandboxRecord]:
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
-    """A fleet with some sandboxes placed already, some of these over, and no reservation to be trusted."""
+    """A fleet with some sandboxes placed already, some of these over or to run again, and no reservation to be trusted."""
     wishes, carriers = draw(records()), draw(hosts())
     placed = [
-        assignment(wish, draw(st.sampled_from(carriers)))
+        assignment(wish, draw(st.sampled_from(carriers)), image_digest=draw(st.sampled_from([BASE, OTHER_DIGEST])))
         for wish in wishes
-        if carriers and draw(st.integers(0, 3)) == 0
+        if carriers and draw(st.integers(0, 2)) == 0
     ]
-    statuses = [status(order, Phase.RUNNING, released=draw(st.booleans())) for order in placed if draw(st.booleans())]
+    phases = st.sampled_from([Phase.RUNNING, Phase.COMPLETED, Phase.STOPPED, Phase.STOPPED])
+    statuses = [status(order, draw(phases), released=draw(st.booleans())) for order in placed if draw(st.booleans())]
+    # Some of the placed are wanted for a further run.
+    runs = {order.sandbox_id: 2 for order in placed if draw(st.booleans())}
+    wishes = [replace(wish, run=runs.get(wish.sandbox_id, 1)) for wish in wishes]
     ids = [one.host_id for one in carriers]
     some_hosts = st.frozensets(st.sampled_from(ids)) if ids else st.just(frozenset[HostId]())
     wrong = st.builds(Reservation, st.just(HostId("")), st.integers(0, 9), st.integers(0, 9999))
@@ -138,27 +152,54 @@ def test_a_plan_never_overcommits(seen: Snapshot) -> None:
             assert min(one.free.vcpus, one.free.memory_mib, one.free.disk_mib, one.free.sandboxes) >= 0
 
 
+def looks_for(seen: Snapshot, wish: SandboxRecord) -> SandboxSpec:
+    """What a wish looks for: a further run, the very image that its disk lies on."""
+    known = seen.assignments.get(wish.sandbox_id)
+    return wish.spec if known is None else replace(wish.spec, image=ImageRef("", known.image_digest))
+
+
+def freed(own: Reservation, carrier: Candidate) -> Candidate:
+    """`carrier` as if `own` were not set aside on it."""
+    back = Reservation(own.host_id, -own.vcpus, -own.memory_mib, -own.disk_mib, -own.sandboxes)
+    return replace(carrier, free=free_of(carrier.free, back))
+
+
 @given(snapshots())
 def test_every_placement_passes_every_filter(seen: Snapshot) -> None:
     """A sandbox lands only where, counting all that was placed with it, nothing excludes it."""
     made = plan(seen, NOW_MS)
     after = {one.record.host_id: one for one in candidates(apply(seen))}
     for order in made.assignments:
-        own, landed = share_of(order), after[order.host_id]
-        freed = Reservation(own.host_id, -own.vcpus, -own.memory_mib, -own.disk_mib, -own.sandboxes)
-        without = free_of(landed.free, freed)
-        assert first_excluding(order.spec, replace(landed, free=without)) is None
+        landed = after[order.host_id]
+        wanted = looks_for(seen, seen.records[order.sandbox_id])
+        assert first_excluding(wanted, freed(share_of(order), landed)) is None
         assert order.image_digest in [image.digest for image in landed.record.images]
 
 
 @given(snapshots())
+def test_a_further_run_never_moves(seen: Snapshot) -> None:
+    """A sandbox that has a host runs again there or nowhere, on the image it had, and its order names the wished run."""
+    for order in plan(seen, NOW_MS).assignments:
+        known, wish = seen.assignments.get(order.sandbox_id), seen.records[order.sandbox_id]
+        assert (order.run, order.generation, order.goal) == (wish.run, wish.generation, Goal.RUN)
+        if known is not None:
+            assert (order.host_id, order.image_digest) == (known.host_id, known.image_digest)
+            assert order.run > known.run
+
+
+@given(snapshots())
 def test_a_refusal_is_necessary(seen: Snapshot) -> None:
-    """Whatever a plan refuses, no host can carry; and each host is counted once."""
-    left = candidates(apply(seen))
+    """Whatever a plan refuses, no host can carry, and for a further run its own cannot; each host is counted once."""
+    left = {one.record.host_id: one for one in candidates(apply(seen))}
     for refusal in plan(seen, NOW_MS).refusals:
         wish = seen.records[refusal.sandbox_id]
-        assert all(first_excluding(wish.spec, one) is not None for one in left)
-        assert refusal.hosts_considered == len(left) == sum(reason.hosts for reason in refusal.reasons)
+        known = seen.assignments.get(wish.sandbox_id)
+        able = list(left.values())
+        if known is not None:
+            held = set_aside(known, seen.status_of(known))
+            able = [freed(held, left[known.host_id])]
+        assert all(first_excluding(looks_for(seen, wish), one) is not None for one in able)
+        assert refusal.hosts_considered == len(able) == sum(reason.hosts for reason in refusal.reasons)
 
 
 @given(snapshots())
@@ -185,6 +226,7 @@ def test_planning_again_changes_nothing(seen: Snapshot) -> None:
     after = apply(seen)
     again = plan(after, NOW_MS + 1000)
     assert again.assignments == ()
+    assert {one.sandbox_id for one in again.refusals} == set(after.refusals)
     assert not any(is_news(refusal, after.refusals[refusal.sandbox_id]) for refusal in again.refusals)
 
 

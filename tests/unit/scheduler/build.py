@@ -81,13 +81,15 @@ def assignment(wish: SandboxRecord, carrier: HostRecord, **changes: Any) -> Assi
         generation=wish.generation,
         created_at_ms=wish.created_at_ms,
         assigned_at_ms=NOW_MS,
+        run=wish.run,
     )
     return replace(made, **changes)
 
 
 def status(order: Assignment, phase: Phase = Phase.RUNNING, **changes: Any) -> SandboxStatus:
     """What the order's host publishes."""
-    return replace(SandboxStatus(order.sandbox_id, order.host_id, order.generation, phase), **changes)
+    made = SandboxStatus(order.sandbox_id, order.host_id, order.generation, phase, run=order.run)
+    return replace(made, **changes)
 
 
 def snapshot(

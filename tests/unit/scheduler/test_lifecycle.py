@@ -13,6 +13,8 @@ from tests.unit.scheduler.build import NOW_MS, OTHER, assignment, host, record, 
 WISH = record()
 ORDER = assignment(WISH, host())
 STOP = replace(WISH, goal=Goal.STOP, generation=2)
+STOP_ORDER = replace(ORDER, goal=Goal.STOP, generation=2)
+AGAIN = replace(WISH, generation=3, run=2)
 REMOVE = replace(WISH, goal=Goal.REMOVE, generation=2)
 REMOVE_ORDER = replace(ORDER, goal=Goal.REMOVE, generation=2)
 GONE = status(REMOVE_ORDER, Phase.REMOVED, released=True)
@@ -33,6 +35,21 @@ CASES: list[tuple[str, dict[str, Any], tuple[Any, ...]]] = [
         (Withdrawal(WISH.sandbox_id),),
     ),
     ("removed before it had a host", {"records": [REMOVE]}, (Removal(WISH.sandbox_id, REMOVE, None),)),
+    (
+        "to run again, which the plan decides",
+        {"records": [AGAIN], "assignments": [STOP_ORDER], "refusals": {WISH.sandbox_id: REFUSAL}},
+        (),
+    ),
+    (
+        "stopped again before it had room",
+        {"records": [replace(AGAIN, goal=Goal.STOP, generation=4)], "assignments": [STOP_ORDER]},
+        (Order(replace(STOP_ORDER, generation=4)),),
+    ),
+    (
+        "removed before it had room again",
+        {"records": [replace(AGAIN, goal=Goal.REMOVE, generation=4)], "assignments": [STOP_ORDER]},
+        (Order(replace(STOP_ORDER, goal=Goal.REMOVE, generation=4)),),
+    ),
     ("to be removed", {"records": [REMOVE], "assignments": [ORDER]}, (Order(REMOVE_ORDER),)),
     ("its host has not answered", {"records": [REMOVE], "assignments": [REMOVE_ORDER]}, ()),
     (

@@ -1,9 +1,14 @@
 """Which host a sandbox gets, and in which order sandboxes get theirs."""
 
 from dataclasses import replace
+from typing import Any
 
-from fleet.model.host import Capacity
-from fleet.model.sandbox import Goal, Phase, Resources
+import pytest
+
+from fleet.model.assignment import Assignment
+from fleet.model.host import Capacity, HostImage, HostRecord
+from fleet.model.ids import Digest, HostId
+from fleet.model.sandbox import Goal, Phase, Resources, SandboxRecord, SandboxStatus
 from scheduler.placement.plan import plan
 from scheduler.placement.snapshot import Reservation, repairs, reserved
 from tests.unit.scheduler.build import (
@@ -99,6 +104,73 @@ def test_released_sandboxes_set_nothing_aside() -> None:
     over = status(order, Phase.COMPLETED, released=True)
     released = replace(running, statuses={(carrier.host_id, wish.sandbox_id): over})
     assert [one.sandbox_id for one in plan(released, NOW_MS).assignments] == [record(1).sandbox_id]
+
+
+def stopped(carrier: HostRecord, wish: SandboxRecord, run: int = 1) -> tuple[Assignment, SandboxStatus]:
+    """An order whose sandbox was stopped and released, with what its host says of it."""
+    order = assignment(wish, carrier, goal=Goal.STOP, generation=2, run=run)
+    return order, status(order, Phase.STOPPED, released=True)
+
+
+def test_a_stopped_sandbox_keeps_its_disk_and_its_place() -> None:
+    """Its vCPUs and memory are free for others, its disk and its place are not; once it is ordered to run again, all is set
+    aside, whatever its host still says of the run before."""
+    carrier = host()
+    order, said = stopped(carrier, record())
+    seen = snapshot(records=[record()], assignments=[order], statuses=[said], hosts=[carrier])
+    assert reserved(seen)[carrier.host_id] == Reservation(carrier.host_id, 0, 0, 1024, 1)
+    again = replace(seen, assignments={order.sandbox_id: replace(order, goal=Goal.RUN, generation=3, run=2)})
+    assert reserved(again)[carrier.host_id] == Reservation(carrier.host_id, 1, 712, 1024, 1)
+
+
+def test_a_started_sandbox_goes_back_to_its_host() -> None:
+    """On a host that is full but for what the sandbox left behind, and beside a roomier one, the next run is placed on its own;
+    the order carries run, generation and the image that the disk lies on."""
+    carrier = host("own", capacity=Capacity(vcpus=1, memory_mib=712, disk_mib=1024, sandboxes=1))
+    order, said = stopped(carrier, record())
+    wish = record(generation=3, run=2)
+    seen = snapshot(records=[wish], assignments=[order], statuses=[said], hosts=[carrier, host("roomy")])
+    (made,) = plan(seen, NOW_MS + 5).assignments
+    assert made == replace(order, goal=Goal.RUN, generation=3, run=2, assigned_at_ms=NOW_MS + 5)
+
+
+MOVED_TAG = (HostImage("base:latest", Digest("sha256:" + "c" * 64)), HostImage("base:before", BASE))
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts", "code"),
+    [
+        ({"capacity": replace(ROOMY, vcpus=0)}, {}, "vcpu"),
+        ({"capacity": replace(ROOMY, memory_mib=711)}, {}, "memory"),
+        ({}, {"alive": frozenset([HostId("roomy")])}, "alive"),
+        ({"images": ()}, {}, "image"),
+        ({"images": MOVED_TAG}, {}, ""),
+        ({}, {"hosts": [host("roomy")]}, "host_unknown"),
+    ],
+)
+def test_a_started_sandbox_waits_for_its_own_host(changes: dict[str, Any], parts: dict[str, Any], code: str) -> None:
+    """Its refusal speaks of its own host alone, though another has room; the image counts by digest, whatever it is called now."""
+    carrier = host("own", **changes)
+    order, said = stopped(carrier, record())
+    seen = snapshot(
+        records=[record(generation=3, run=2)],
+        assignments=[order],
+        statuses=[said],
+        **{"hosts": [carrier, host("roomy")], **parts},
+    )
+    made = plan(seen, NOW_MS)
+    assert [one.host_id for one in made.assignments] == ([] if code else ["own"])
+    assert [reason.code for refusal in made.refusals for reason in refusal.reasons] == ([code] if code else [])
+
+
+def test_two_started_sandboxes_share_what_is_left() -> None:
+    """Each counts what it left behind for itself only: with vCPUs for one, the older has them."""
+    carrier = host(capacity=replace(ROOMY, vcpus=1))
+    orders, said = zip(*(stopped(carrier, record(number)) for number in (0, 1)), strict=True)
+    wishes = [record(number, generation=3, run=2) for number in (0, 1)]
+    made = plan(snapshot(records=wishes, assignments=orders, statuses=said, hosts=[carrier]), NOW_MS)
+    assert [one.sandbox_id for one in made.assignments] == [record(0).sandbox_id]
+    assert [one.reasons[0].message for one in made.refusals] == ["needs 1 vCPUs, at most 0 are free"]
 
 
 def test_wrong_reservations_are_repaired() -> None:

@@ -18,6 +18,11 @@ WISH = record()
 ORDER = assignment(WISH, host())
 REFUSAL = Refusal(WISH.sandbox_id, 0, (), NOW_MS)
 NOBODY = frozenset[Any]()
+# Stopped, then started again: before and after its next run has room.
+STOP_ORDER = replace(ORDER, goal=Goal.STOP, generation=2)
+STOPPED = status(STOP_ORDER, Phase.STOPPED, released=True)
+AGAIN = replace(WISH, generation=3, run=2)
+AGAIN_ORDER = assignment(AGAIN, host())
 
 OWN = Identity(Role.TENANT, "demo")
 STRANGER = Identity(Role.TENANT, "other")
@@ -38,6 +43,15 @@ PHASES = [
         {"assignments": [ORDER], "statuses": [status(ORDER, Phase.COMPLETED)], "alive": NOBODY},
     ),
     (Phase.REMOVING, replace(WISH, goal=Goal.REMOVE), {"assignments": [ORDER], "statuses": [status(ORDER)]}),
+    (Phase.PENDING, AGAIN, {"assignments": [STOP_ORDER], "statuses": [STOPPED]}),
+    (Phase.PENDING, AGAIN, {"assignments": [STOP_ORDER], "statuses": [STOPPED], "alive": NOBODY}),
+    (Phase.ASSIGNED, AGAIN, {"assignments": [AGAIN_ORDER], "statuses": [STOPPED]}),
+    (Phase.STARTING, AGAIN, {"assignments": [AGAIN_ORDER], "statuses": [status(AGAIN_ORDER, Phase.STARTING)]}),
+    (
+        Phase.STOPPED,
+        replace(AGAIN, goal=Goal.STOP, generation=4),
+        {"assignments": [STOP_ORDER], "statuses": [STOPPED]},
+    ),
     # An order for another tenant's sandbox of the same id says nothing about this one.
     (Phase.PENDING, WISH, {"assignments": [replace(ORDER, tenant=OTHER)]}),
 ]
@@ -69,6 +83,13 @@ def test_a_view_has_all_there_is() -> None:
     waiting = snapshot(records=[WISH], refusals={WISH.sandbox_id: REFUSAL})
     assert view(WISH, waiting).refusal == REFUSAL
     assert view(replace(WISH, goal=Goal.STOP), waiting).refusal is None
+
+
+def test_a_sandbox_that_waits_for_its_next_run_shows_why() -> None:
+    """Its host stays known and the refusal is shown; what the host said of the run before is not shown for this one."""
+    parts: dict[str, Any] = {"records": [AGAIN], "hosts": [host()], "assignments": [STOP_ORDER], "statuses": [STOPPED]}
+    shown = view(AGAIN, snapshot(**parts, refusals={WISH.sandbox_id: REFUSAL}))
+    assert (shown.host_id, shown.refusal, shown.status, shown.run) == (host().host_id, REFUSAL, None, 2)
 
 
 def test_the_last_view_is_of_a_removed_sandbox() -> None:
@@ -138,6 +159,7 @@ def test_a_strangers_sandbox_is_as_unknown_as_none() -> None:
         ({"records": [WISH]}, (None, False)),
         ({"records": [WISH], "assignments": [ORDER]}, (None, False)),
         ({"records": [WISH], "assignments": [ORDER], "statuses": [status(ORDER)]}, (host().host_id, False)),
+        ({"records": [AGAIN], "assignments": [STOP_ORDER], "statuses": [STOPPED]}, (host().host_id, False)),
         ({"records": [replace(WISH, goal=Goal.STOP)]}, (None, True)),
         ({}, (None, True)),
     ],
@@ -145,3 +167,17 @@ def test_a_strangers_sandbox_is_as_unknown_as_none() -> None:
 def test_where_output_is(parts: dict[str, Any], expected: Any) -> None:
     """Output is on the host that has published a status; one that was stopped before, or is gone, will never have any."""
     assert find_output(snapshot(**parts), WISH) == expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"records": [AGAIN], "assignments": [STOP_ORDER], "statuses": [STOPPED]}, None),
+        ({"records": [AGAIN], "assignments": [AGAIN_ORDER], "statuses": [STOPPED]}, None),
+        ({"records": [AGAIN], "assignments": [AGAIN_ORDER], "statuses": [status(AGAIN_ORDER)]}, host().host_id),
+        ({"records": [WISH], "assignments": [STOP_ORDER], "statuses": [STOPPED]}, host().host_id),
+    ],
+)
+def test_who_follows_waits_for_the_next_run(parts: dict[str, Any], expected: Any) -> None:
+    """A follow of a started sandbox begins when its host speaks of the new run: the run before has ended, and would end it."""
+    assert find_output(snapshot(**parts), WISH, is_followed=True) == (expected, False)

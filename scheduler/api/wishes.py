@@ -1,0 +1,69 @@
+"""What becomes of a record when its owner stops, starts or destroys the sandbox; unchanged when it is so already. PURE.
+
+The snapshot must be at least as new as the record: a placement before the record's last change is in it, and none comes after.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from fleet.errors import ConflictError
+from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, SandboxRecord, SandboxStatus
+from scheduler.placement.snapshot import Snapshot
+
+Wish = Callable[[SandboxRecord, Snapshot], SandboxRecord]
+
+
+def stop(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
+    """Its VM shall end. One that has ended, by itself or by a stop, is left as it is; REMOVE is final and not called back."""
+    if record.goal is not Goal.RUN or has_ended(record, snapshot):
+        return record
+    return replace(record, goal=Goal.STOP, generation=record.generation + 1)
+
+
+def start(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
+    """It shall run again on the disk it had; a start that comes twice starts once.
+
+    Raises ConflictError `not_stopped` for what is not stopped, or not yet.
+    """
+    # A record that shall run and has changed since its creation was changed by a start.
+    if record.goal is Goal.RUN and record.generation > 1 and not has_ended(record, snapshot):
+        return record
+    name, assignment = record.spec.name, snapshot.assignment_of(record)
+    if record.goal is Goal.REMOVE:
+        raise ConflictError("not_stopped", f"sandbox {name} is being removed", "run it anew with mb up")
+    if record.goal is Goal.STOP and assignment is None:
+        # It was stopped before it had a host, so this is its first run still.
+        return replace(record, goal=Goal.RUN, generation=record.generation + 1)
+    status = snapshot.status_of(assignment) if assignment is not None else None
+    if status is None or status.phase not in ENDED_PHASES:
+        if record.goal is Goal.STOP:
+            raise ConflictError("not_stopped", f"sandbox {name} is still being stopped", "wait, then start it again")
+        raise ConflictError("not_stopped", f"sandbox {name} is not stopped", "it runs already, or waits for a host")
+    if status.phase is not Phase.STOPPED:
+        message = f"sandbox {name} has {status.phase}, and with that its disk is gone"
+        raise ConflictError("not_stopped", message, "run it anew with mb up")
+    if not status.released:
+        raise ConflictError("not_stopped", f"sandbox {name} is still being stopped", "wait, then start it again")
+    return replace(record, goal=Goal.RUN, generation=record.generation + 1, run=max(1, record.run) + 1)
+
+
+def remove(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:  # noqa: ARG001 (one shape for all wishes)
+    """Every trace of it shall go."""
+    if record.goal is Goal.REMOVE:
+        return record
+    return replace(record, goal=Goal.REMOVE, generation=record.generation + 1)
+
+
+def has_ended(record: SandboxRecord, snapshot: Snapshot) -> bool:
+    """Whether the run that `record` asks for is over by what its host says."""
+    status = current_status(record, snapshot)
+    return status is not None and status.phase in ENDED_PHASES and status.run >= record.run
+
+
+def current_status(record: SandboxRecord, snapshot: Snapshot) -> SandboxStatus | None:
+    """What its host says of the newest run that it was given; None while it has only spoken of an earlier one."""
+    assignment = snapshot.assignment_of(record)
+    status = snapshot.status_of(assignment) if assignment is not None else None
+    if assignment is None or status is None or status.run < assignment.run or snapshot.is_resuming(record):
+        return None
+    return status
