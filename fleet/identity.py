@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -32,6 +32,7 @@ ETCD_CLIENT_NAME = "etcd-client.bedplate"
 
 CA_DAYS = 3650
 LEAF_DAYS = 365
+LEAF_LIFETIME = datetime.timedelta(days=LEAF_DAYS)
 # Clocks of a fleet differ by minutes before anyone notices; a certificate must be good on the slowest of them.
 BACKDATE = datetime.timedelta(minutes=10)
 
@@ -74,20 +75,38 @@ class TlsFiles:
         """The authority's certificate and the program's own pair; raises NotFoundError naming the missing file."""
         return _load_pem(self.ca), KeyPair(_load_pem(self.certificate), _load_pem(self.key))
 
-    def check(self, identity: Identity) -> None:
-        """Raises NotFoundError naming a missing file, InvalidSpecError for a damaged one, another's key or another identity."""
+    def check(self, identity: Identity, now: datetime.datetime) -> None:
+        """Raises what `inspect` does, and InvalidSpecError when the certificate is another's."""
+        found = self.inspect(now)
+        if found != identity:
+            message = f"{self.certificate} is for {found.role} {found.name}, not for {identity.role} {identity.name}"
+            raise _unusable("tls.certificate", message)
+
+    def inspect(self, now: datetime.datetime) -> Identity:
+        """Whose files these are, when they are whole, belong together and are good at `now`.
+
+        Raises NotFoundError naming a missing file, or InvalidSpecError: `certificate_unusable` for a damaged file or another's
+        key, `certificate_foreign` for another authority's, `certificate_expired` and `certificate_early` by the clock.
+        """
         ca, pair = self.load()
-        _read("tls.ca", self.ca, lambda: x509.load_pem_x509_certificate(ca))
+        authorities = _read("tls.ca", self.ca, lambda: x509.load_pem_x509_certificates(ca))
         certificate = _read(
             "tls.certificate", self.certificate, lambda: x509.load_pem_x509_certificate(pair.certificate)
         )
         key = _read("tls.key", self.key, lambda: serialization.load_pem_private_key(pair.key, password=None))
         if key.public_key() != certificate.public_key():
             raise _unusable("tls.key", f"{self.key} is not the key of {self.certificate}")
-        found = parse_identity(pair.certificate)
-        if found != identity:
-            message = f"{self.certificate} is for {found.role} {found.name}, not for {identity.role} {identity.name}"
-            raise _unusable("tls.certificate", message)
+        if not any(_is_issued_by(certificate, authority) for authority in authorities):
+            message = f"{self.certificate} was not issued by the authority in {self.ca}"
+            raise _refused("certificate_foreign", message, "use the ca.crt and the certificate of one fleet")
+        ends, begins = certificate.not_valid_after_utc, certificate.not_valid_before_utc
+        if now > ends:
+            message = f"{self.certificate} ended at {ends:%Y-%m-%d %H:%M} UTC"
+            raise _refused("certificate_expired", message, "have a new one issued: mb pki issue, or mb host enrol")
+        if now < begins:
+            message = f"{self.certificate} is good from {begins:%Y-%m-%d %H:%M} UTC on only"
+            raise _refused("certificate_early", message, "set this machine's clock")
+        return parse_identity(pair.certificate)
 
 
 def host_server_name(host_id: HostId) -> str:
@@ -99,19 +118,45 @@ def create_authority(now: datetime.datetime) -> KeyPair:
     """A new self-signed authority, good for CA_DAYS from `now`."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Bedplate authority")])
-    builder = _certificate(name, name, key.public_key(), now, CA_DAYS)
+    builder = _certificate(name, name, key.public_key(), (now - BACKDATE, now + datetime.timedelta(days=CA_DAYS)))
     usage = _key_usage(is_authority=True)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     certificate = builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
-    return _to_pem(certificate, key)
+    return KeyPair(certificate.public_bytes(serialization.Encoding.PEM), key_to_pem(key))
+
+
+def key_to_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as a file holds it, without a passphrase."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def issue_certificate(
-    authority: KeyPair, identity: Identity, now: datetime.datetime, addresses: Sequence[str] = ()
+    authority: KeyPair,
+    identity: Identity,
+    now: datetime.datetime,
+    addresses: Sequence[str] = (),
+    lifetime: datetime.timedelta = LEAF_LIFETIME,
 ) -> KeyPair:
-    """A certificate for `identity`, with the DNS names its role needs and the IP `addresses` it serves on.
+    """A certificate and its key for `identity`, as `certify` makes them."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = certify(authority, identity, key.public_key(), now, addresses=addresses, lifetime=lifetime)
+    return KeyPair(certificate.public_bytes(serialization.Encoding.PEM), key_to_pem(key))
 
-    Raises InvalidSpecError when the identity's name is no DNS label.
+
+def certify(
+    authority: KeyPair,
+    identity: Identity,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime.datetime,
+    *,
+    addresses: Sequence[str] = (),
+    lifetime: datetime.timedelta = LEAF_LIFETIME,
+) -> x509.Certificate:
+    """A certificate of `identity` for `key`, with the DNS names its role needs and the IP `addresses` it serves on.
+
+    It ends with its authority at the latest. Raises InvalidSpecError when the identity's name is no DNS label.
     """
     if not is_dns_label(identity.name):
         message = f"{identity.name!r} is not 1 to 63 characters of a-z, 0-9 and -"
@@ -119,16 +164,15 @@ def issue_certificate(
     ca_key = serialization.load_pem_private_key(authority.key, password=None)
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
     issuer = x509.load_pem_x509_certificate(authority.certificate)
-    key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{identity.role}:{identity.name}"[:64])])
-    builder = _certificate(subject, issuer.subject, key.public_key(), now, LEAF_DAYS)
+    end = min(now + lifetime, issuer.not_valid_after_utc)
+    builder = _certificate(subject, issuer.subject, key, (now - BACKDATE, end))
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage(is_authority=False), critical=True)
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
     builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
     names = x509.SubjectAlternativeName(_alternative_names(identity, addresses))
-    certificate = builder.add_extension(names, critical=False).sign(ca_key, hashes.SHA256())
-    return _to_pem(certificate, key)
+    return builder.add_extension(names, critical=False).sign(ca_key, hashes.SHA256())
 
 
 @functools.lru_cache(maxsize=1024)
@@ -165,7 +209,10 @@ def _alternative_names(identity: Identity, addresses: Sequence[str]) -> list[x50
 
 
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime.datetime, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    span: tuple[datetime.datetime, datetime.datetime],
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -173,8 +220,8 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_before(span[0])
+        .not_valid_after(span[1])
     )
 
 
@@ -192,11 +239,12 @@ def _key_usage(*, is_authority: bool) -> x509.KeyUsage:
     )
 
 
-def _to_pem(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> KeyPair:
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return KeyPair(certificate.public_bytes(serialization.Encoding.PEM), secret)
+def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _read(field: str, path: Path, parse: Callable[[], T]) -> T:
@@ -209,6 +257,10 @@ def _read(field: str, path: Path, parse: Callable[[], T]) -> T:
 def _unusable(field: str, message: str) -> InvalidSpecError:
     next_step = "copy the files that `mb pki issue` made for this program"
     return InvalidSpecError("certificate_unusable", message, next_step, field=field)
+
+
+def _refused(code: str, message: str, next_step: str) -> InvalidSpecError:
+    return InvalidSpecError(code, message, next_step, field="tls.certificate")
 
 
 def _load_pem(path: Path) -> bytes:

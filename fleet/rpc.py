@@ -5,6 +5,7 @@ An error travels as a gRPC status plus one trailing metadata entry, ERROR_KEY, t
 
 from __future__ import annotations  # grpc.aio classes are generic in their stubs only
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from fleet.credentials import LiveCredentials
 from fleet.errors import BedplateError, InvalidSpecError, UnavailableError
 from fleet.gatekeeper import ERROR_KEY, STATUS, Gatekeeper, Permissions
 from fleet.gatekeeper import caller_of as caller_of  # noqa: PLC0414 (services find it beside the channels they call)
@@ -56,8 +58,7 @@ class CallFailed(Protocol):
 
 def channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
     """Client credentials: trusts the authority only, shows the program's certificate."""
-    ca, pair = tls.load()
-    return grpc.ssl_channel_credentials(ca, pair.key, pair.certificate)
+    return LiveCredentials(tls).for_channel()
 
 
 def channel_options(server_name: str) -> list[tuple[str, Any]]:
@@ -68,6 +69,49 @@ def channel_options(server_name: str) -> list[tuple[str, Any]]:
 def open_channel(address: str, tls: TlsFiles, server_name: str) -> grpc.aio.Channel:
     """A channel to the peer at `address` ("ip:port")."""
     return grpc.aio.secure_channel(address, channel_credentials(tls), options=channel_options(server_name))
+
+
+class LiveChannel:
+    """A channel to one peer, opened anew when the certificate's files have changed; calls on the old one go on to their end."""
+
+    def __init__(
+        self,
+        credentials: LiveCredentials,
+        opened: Callable[[grpc.ChannelCredentials], grpc.aio.Channel],
+        linger_s: float,
+    ) -> None:
+        """`opened` makes a channel; calls of an old one that last longer than `linger_s` are cancelled."""
+        self._credentials = credentials
+        self._opened = opened
+        self._linger_s = linger_s
+        self._generation = credentials.refresh()
+        self._channel = opened(credentials.for_channel())
+        self._lingering: dict[grpc.aio.Channel, asyncio.Task[None]] = {}
+
+    def get(self) -> grpc.aio.Channel:
+        """The channel for the next call; it may be another one for the call after that."""
+        generation = self._credentials.refresh()
+        if generation != self._generation:
+            old, self._channel = self._channel, self._opened(self._credentials.for_channel())
+            self._generation = generation
+            self._lingering[old] = asyncio.create_task(old.close(self._linger_s))
+            self._lingering[old].add_done_callback(lambda _task: self._lingering.pop(old, None))
+        return self._channel
+
+    async def close(self) -> None:
+        """Closes it; calls on it end."""
+        lingering = dict(self._lingering)
+        for channel, task in lingering.items():
+            task.cancel()
+            await asyncio.wait({task})
+            await channel.close()
+        await self._channel.close()
+
+
+def live_channel(address: str, credentials: LiveCredentials, server_name: str, linger_s: float) -> LiveChannel:
+    """A channel to the peer at `address` that follows `credentials`."""
+    options = channel_options(server_name)
+    return LiveChannel(credentials, lambda now: grpc.aio.secure_channel(address, now, options=options), linger_s)
 
 
 async def start_server(
@@ -82,10 +126,6 @@ async def start_server(
 
     Returns the server and its port. Raises UnavailableError `address_in_use` when it cannot listen on `address`.
     """
-    ca, pair = tls.load()
-    credentials = grpc.ssl_server_credentials(
-        [(pair.key, pair.certificate)], root_certificates=ca, require_client_auth=True
-    )
     receive = ("grpc.max_receive_message_length", REQUEST_BYTES_MAX)
     options = [receive, *(option for option in _OPTIONS if option[0] != receive[0]), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(interceptors=[Gatekeeper(permissions)], options=options)
@@ -97,7 +137,7 @@ async def start_server(
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_secure_port(address, credentials)
+        port = server.add_secure_port(address, LiveCredentials(tls).for_server())
         await server.start()
     except RuntimeError as error:
         message = f"cannot listen on {address}"

@@ -6,6 +6,7 @@ filter's rules away from a machine that is no host any more.
 
 import argparse
 import asyncio
+import datetime
 import fcntl
 import json
 import os
@@ -59,7 +60,7 @@ def main() -> int:
 
 
 async def _serve(config: HostdConfig) -> None:
-    config.tls.check(Identity(Role.HOST, config.host_id))
+    config.tls.check(Identity(Role.HOST, config.host_id), datetime.datetime.now(datetime.UTC))
     lock = _hold_state(config.state_dir)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

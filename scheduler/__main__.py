@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import datetime
 import logging
 import platform
 import signal
@@ -18,7 +19,7 @@ from bedplate.host.v1 import service_pb2_grpc as host_grpc
 from bedplate.sandbox.v1 import service_pb2_grpc as sandbox_grpc
 from fleet.config import load_config
 from fleet.errors import BedplateError, InvalidSpecError
-from fleet.identity import TlsFiles
+from fleet.identity import Role, TlsFiles
 from fleet.rpc import STOP_GRACE_S, start_server
 from fleet.store.election import Election
 from fleet.store.etcd import open_etcd
@@ -133,6 +134,11 @@ def _load(path: Path) -> Config:
     if config.log_level.upper() not in logging.getLevelNamesMapping():
         message = f"{config.log_level!r} is no level ({path})"
         raise InvalidSpecError("config_invalid", message, "use debug, info, warning or error", field="log_level")
+    role = config.tls.inspect(datetime.datetime.now(datetime.UTC)).role
+    if role is not Role.SCHEDULER:
+        message = f"{config.tls.certificate} is for a {role}, not for a scheduler"
+        next_step = "have one issued: mb pki issue FOLDER --role scheduler NAME"
+        raise InvalidSpecError("certificate_unusable", message, next_step, field="tls.certificate")
     if not config.etcd:
         raise InvalidSpecError("config_invalid", f"it is empty ({path})", 'name at least one "ip:port"', field="etcd")
     return config

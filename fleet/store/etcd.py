@@ -4,16 +4,19 @@ aetcd's own client knows no TLS and one endpoint only; its stubs are etcd's wire
 Source: https://etcd.io/docs/v3.4/learning/api/.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
 from aetcd import rpc
 
+from fleet.credentials import LiveCredentials
 from fleet.errors import ConflictError
 from fleet.identity import ETCD_SERVER_NAME, TlsFiles
-from fleet.rpc import channel_credentials, channel_options
+from fleet.rpc import LiveChannel, channel_options
 from fleet.store.port import (
     Committed,
     CompactedError,
@@ -32,6 +35,8 @@ from fleet.store.port import (
 # etcd answers in milliseconds; five seconds span an election of its leader.
 CALL_TIMEOUT_S = 5.0
 PAGE_KEYS = 1000
+# After a change of certificate calls end on the old channel; watches are opened anew by then: a mirror lists every 30 s.
+LINGER_S = 120.0
 
 
 def open_etcd(endpoints: Sequence[str], tls: TlsFiles) -> "EtcdStore":
@@ -39,21 +44,20 @@ def open_etcd(endpoints: Sequence[str], tls: TlsFiles) -> "EtcdStore":
     scheme = "ipv6:" if any(endpoint.startswith("[") for endpoint in endpoints) else "ipv4:"
     options = [*channel_options(ETCD_SERVER_NAME), ("grpc.lb_policy_name", "round_robin")]
     target = scheme + ",".join(endpoints)
-    return EtcdStore(grpc.aio.secure_channel(target, channel_credentials(tls), options=options))
+    opened = partial(grpc.aio.secure_channel, target, options=options)
+    return EtcdStore(LiveChannel(LiveCredentials(tls), opened, LINGER_S))
 
 
 class EtcdStore:
-    """fleet.store.port.Store on one gRPC channel."""
+    """fleet.store.port.Store on a gRPC channel, which is another one after the program's certificate was replaced."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: LiveChannel) -> None:
         self._channel = channel
-        self._kv = rpc.KVStub(channel)
-        self._watch = rpc.WatchStub(channel)
-        self._lease = rpc.LeaseStub(channel)
+        self._stubs = _Stubs(channel.get())
 
     async def get(self, key: str) -> KeyValue | None:
         """The key now, or None."""
-        reply = await self._call(self._kv.Range, rpc.RangeRequest(key=key.encode()))
+        reply = await self._call(self._now().kv.Range, rpc.RangeRequest(key=key.encode()))
         return _key_value(reply.kvs[0]) if reply.kvs else None
 
     async def list_prefix(self, prefix: str) -> Listing:
@@ -62,7 +66,7 @@ class EtcdStore:
         revision, entries = 0, []
         while True:
             request = rpc.RangeRequest(key=start, range_end=end, limit=PAGE_KEYS, revision=revision)
-            reply = await self._call(self._kv.Range, request)
+            reply = await self._call(self._now().kv.Range, request)
             revision = revision or reply.header.revision
             entries += [_key_value(found) for found in reply.kvs]
             if not reply.more:
@@ -75,7 +79,7 @@ class EtcdStore:
         request = rpc.TxnRequest(
             compare=[_compare(one) for one in conditions], success=[_operation(one) for one in writes]
         )
-        reply = await self._call(self._kv.Txn, request)
+        reply = await self._call(self._now().kv.Txn, request)
         return Committed(reply.succeeded, reply.header.revision)
 
     def watch(self, prefix: str, from_revision: int) -> Watch:
@@ -84,13 +88,13 @@ class EtcdStore:
 
     async def grant_lease(self, ttl_s: float) -> int:
         """A new lease's id; etcd counts whole seconds and rounds up to its own minimum."""
-        reply = await self._call(self._lease.LeaseGrant, rpc.LeaseGrantRequest(TTL=max(1, round(ttl_s))))
+        reply = await self._call(self._now().lease.LeaseGrant, rpc.LeaseGrantRequest(TTL=max(1, round(ttl_s))))
         return int(reply.ID)
 
     async def renew_lease(self, lease_id: int) -> float:
         """Seconds the lease has to live now; 0.0 when it is gone."""
         with _translated():
-            stream = self._lease.LeaseKeepAlive(timeout=CALL_TIMEOUT_S)
+            stream = self._now().lease.LeaseKeepAlive(timeout=CALL_TIMEOUT_S)
             await stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
             reply = await stream.read()
             stream.cancel()
@@ -101,17 +105,23 @@ class EtcdStore:
     async def revoke_lease(self, lease_id: int) -> None:
         """End a lease."""
         try:
-            await self._call(self._lease.LeaseRevoke, rpc.LeaseRevokeRequest(ID=lease_id))
+            await self._call(self._now().lease.LeaseRevoke, rpc.LeaseRevokeRequest(ID=lease_id))
         except ConflictError:
             return
 
     async def compact(self, revision: int) -> None:
         """Forget the history before `revision`."""
-        await self._call(self._kv.Compact, rpc.CompactionRequest(revision=revision))
+        await self._call(self._now().kv.Compact, rpc.CompactionRequest(revision=revision))
 
     async def close(self) -> None:
         """Close the channel."""
-        await self._channel.close(grace=None)
+        await self._channel.close()
+
+    def _now(self) -> "_Stubs":
+        channel = self._channel.get()
+        if channel is not self._stubs.channel:
+            self._stubs = _Stubs(channel)
+        return self._stubs
 
     async def _call(self, method: Any, request: Any) -> Any:
         with _translated():
@@ -122,13 +132,23 @@ class EtcdStore:
         creation = rpc.WatchCreateRequest(
             key=prefix.encode(), range_end=_prefix_end(prefix), start_revision=from_revision
         )
-        stream = self._watch.Watch()
+        stream = self._now().watch.Watch()
         try:
             with _translated():
                 await stream.write(rpc.WatchRequest(create_request=creation))
             yield _batches(stream)
         finally:
             stream.cancel()
+
+
+class _Stubs:
+    """etcd's services on one channel."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.kv = rpc.KVStub(channel)
+        self.watch = rpc.WatchStub(channel)
+        self.lease = rpc.LeaseStub(channel)
 
 
 async def _batches(stream: Any) -> AsyncIterator[Sequence[WatchEvent]]:
@@ -158,6 +178,12 @@ def _translated() -> Iterator[None]:
             raise ConflictError("lease_gone", "the lease has ended", "take a new one") from error
         detail = f"etcd: {error.code().name.lower()}: {error.details()}"
         raise StoreUnavailableError("store_unavailable", detail, "check etcd and the way to it") from error
+    except asyncio.CancelledError as error:
+        current = asyncio.current_task()
+        if current is None or current.cancelling():
+            raise
+        # Not this program's own doing: the call's channel was closed under it.
+        raise StoreUnavailableError("store_unavailable", "the channel to etcd was replaced", "resume it") from error
     except grpc.aio.UsageError as error:
         raise StoreUnavailableError(
             "store_unavailable", "the etcd channel is closed", "open the store again"

@@ -155,7 +155,7 @@ def test_files_are_checked_before_anything_is_served(tmp_path: Path) -> None:
     others = write(tmp_path, "other", issue_certificate(AUTHORITY, other, NOW))
     damaged = tmp_path / "damaged"
     damaged.write_text("-----BEGIN CERTIFICATE-----\n")
-    files.check(mine)
+    files.check(mine, NOW)
     for changed, field in (
         (replace(files, ca=damaged), "tls.ca"),
         (replace(files, certificate=damaged), "tls.certificate"),
@@ -164,8 +164,46 @@ def test_files_are_checked_before_anything_is_served(tmp_path: Path) -> None:
         (others, "tls.certificate"),
     ):
         with pytest.raises(InvalidSpecError) as caught:
-            changed.check(mine)
+            changed.check(mine, NOW)
         assert (caught.value.code, caught.value.field) == ("certificate_unusable", field)
         assert "mb pki issue" in caught.value.next_step
     with pytest.raises(NotFoundError, match="gone"):
-        replace(files, key=tmp_path / "gone").check(mine)
+        replace(files, key=tmp_path / "gone").check(mine, NOW)
+
+
+CLOCKS = {
+    "certificate_expired": NOW + datetime.timedelta(days=LEAF_DAYS, seconds=1),
+    "certificate_early": NOW - datetime.timedelta(hours=1),
+}
+
+
+@pytest.mark.parametrize(("code", "now"), CLOCKS.items(), ids=CLOCKS.keys())
+def test_a_certificate_outside_its_time(tmp_path: Path, code: str, now: datetime.datetime) -> None:
+    """Past its end, or before its begin by this machine's clock, a certificate is refused at start with the moment named."""
+    mine = Identity(Role.HOST, "rack1-07")
+    files = write(tmp_path, "mine", issue_certificate(AUTHORITY, mine, NOW))
+    assert files.inspect(NOW) == mine
+    with pytest.raises(InvalidSpecError) as caught:
+        files.check(mine, now)
+    assert (caught.value.code, caught.value.field) == (code, "tls.certificate")
+    assert "UTC" in caught.value.message
+    assert caught.value.next_step
+
+
+def test_a_certificate_of_another_fleet(tmp_path: Path) -> None:
+    """It is told before a connection fails on it; an authority file that holds both authorities takes both."""
+    mine, foreign = Identity(Role.HOST, "rack1-07"), create_authority(NOW)
+    files = write(tmp_path, "mine", issue_certificate(foreign, mine, NOW))
+    with pytest.raises(InvalidSpecError) as caught:
+        files.check(mine, NOW)
+    assert caught.value.code == "certificate_foreign"
+    files.ca.write_bytes(AUTHORITY.certificate + foreign.certificate)
+    files.check(mine, NOW)
+
+
+def test_a_certificate_ends_with_its_authority() -> None:
+    """However long it was asked for: a chain is good as long as its shortest part."""
+    pair = issue_certificate(AUTHORITY, Identity(Role.TENANT, "acme"), NOW, (), datetime.timedelta(days=2 * CA_DAYS))
+    assert certificate_end(pair.certificate) == certificate_end(AUTHORITY.certificate)
+    short = issue_certificate(AUTHORITY, Identity(Role.TENANT, "acme"), NOW, (), datetime.timedelta(hours=1))
+    assert certificate_end(short.certificate) == NOW + datetime.timedelta(hours=1)
