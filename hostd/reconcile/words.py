@@ -15,7 +15,7 @@ from fleet.model.sandbox import Agent, AgentPhase, AgentStatus, Artifact, Reason
 from fleet.model.units import MIB
 from hostd.reconcile.state import mac_address
 
-LINK_VERSION = 1
+LINK_VERSION = 2
 # What one agent may print. Far more than anyone reads, little enough that a thousand sandboxes do not fill a host's disk.
 OUTPUT_BYTES_MAX = 64 * MIB
 ARTIFACT_BYTES_MAX = 1024 * MIB

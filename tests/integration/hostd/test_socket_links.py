@@ -19,7 +19,7 @@ A = SandboxId("aaaaaaaaaaaa")
 PACE = Pace(marker_s=0.05, connect_s=0.01, send_s=0.3)
 # A test that waits for what never comes ends here.
 pytestmark = pytest.mark.timeout(60)
-HELLO = LinkMessage("hello", {"version": 1})
+HELLO = LinkMessage("hello", {"version": 2})
 
 
 class Peer:
