@@ -21,7 +21,6 @@ from fleet.store.mirror import Mirror
 from fleet.store.port import Store
 from hostd.api.changes import Changes
 from hostd.api.content import ContentService, SourcesHeld
-from hostd.api.exec import ExecService
 from hostd.api.output import OutputService
 from hostd.api.permissions import PERMISSIONS
 from hostd.config import HostdConfig
@@ -100,7 +99,7 @@ class _Daemon:
         self._mirror = Mirror(parts.store, host_assignments(host_id))
         self._registration = Registration(parts.store, host_id, read_boot_id())
         prefix = interface.network.prefixlen
-        self._sessions = sessions = Sessions(
+        sessions = Sessions(
             parts.orders, parts.links, self._on_progress, now_ms, prefix_length=prefix, counted=self._tell
         )
         place = Place(config.run_dir, config.log_dir, prefix, parts.accelerator)
@@ -117,7 +116,6 @@ class _Daemon:
         parts = self._parts
         content = ContentService(parts.orders, parts.sources, parts.sourcing.tell)
         service_pb2_grpc.add_OutputServiceServicer_to_server(OutputService(parts.orders, self._changes), server)
-        service_pb2_grpc.add_ExecServiceServicer_to_server(ExecService(parts.orders, self._sessions), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(content, server)
 
     def parts(self, record: HostRecord, address: str) -> list[Coroutine[Any, Any, None]]:

@@ -23,6 +23,9 @@ _VERBS = {
     "ls": ("mb.commands.ls", "List sandboxes."),
     "status": ("mb.commands.status", "Show everything about one sandbox."),
     "logs": ("mb.commands.logs", "Print an agent's output."),
+    "exec": ("mb.commands.exec", "Run a program in a sandbox."),
+    "shell": ("mb.commands.shell", "Open a shell in a sandbox."),
+    "attach": ("mb.commands.attach", "Join an agent's terminal."),
     "diff": ("mb.commands.diff", "Show what a sandbox changed."),
     "get": ("mb.commands.get", "Write what a sandbox changed into a folder."),
     "stop": ("mb.commands.stop", "End a sandbox's VM, keep its results."),
@@ -32,8 +35,10 @@ _VERBS = {
     "version": ("mb.commands.version", "Print mb's version."),
 }
 
-# Usage errors of click have several lines.
-LINE_ENDS = "\n"
+# Verbs that exit as the program in the sandbox does: their own errors have a code apart.
+PROGRAM_VERBS = frozenset({"exec", "shell", "attach"})
+# As a shell tells that a program's output went nowhere: 128 and SIGPIPE.
+SIGPIPE_EXIT = 141
 
 _EPILOG = "\n".join(
     [
@@ -91,22 +96,49 @@ class RootGroup(LazyGroup):
         """Runs the command line and exits."""
         arguments = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
+        # Behind -- stands another program's command line.
+        as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
         try:
             code = super().main(arguments, **extra)
-        except click.ClickException as error:
-            code = _report_usage(error, "--json" in arguments)
-        except (click.Abort, KeyboardInterrupt):
-            code = Exit.INTERRUPTED
-        except BedplateError as error:
-            report_error(error, "--json" in arguments)
-            code = exit_for(error)
-        except OSError as error:
-            # A full disk, a folder that may not be read: what a verb did not foresee is told, not thrown at the user.
-            report_error(
-                HostFaultError("system_refused", str(error), "mend it and run mb again"), "--json" in arguments
-            )
-            code = Exit.ERROR
+        except _ProgramVerbError as error:
+            code = _report(error.cause, as_json)
+            code = code if code in (Exit.INTERRUPTED, SIGPIPE_EXIT) else Exit.OWN_ERROR
+        except (click.ClickException, click.Abort, KeyboardInterrupt, BedplateError, OSError) as error:
+            code = _report(error, as_json)
         sys.exit(code if isinstance(code, int) else Exit.OK)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the verb."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, BedplateError, OSError) as error:
+            if ctx.invoked_subcommand in PROGRAM_VERBS:
+                raise _ProgramVerbError(error) from error
+            raise
+
+
+class _ProgramVerbError(Exception):
+    """Its cause happened in one of PROGRAM_VERBS."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _report(error: BaseException, as_json: bool) -> Exit | int:
+    if isinstance(error, click.ClickException):
+        return _report_usage(error, as_json)
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has enough of it.
+        return SIGPIPE_EXIT
+    if isinstance(error, BedplateError):
+        report_error(error, as_json)
+        return exit_for(error)
+    # A full disk, a folder that may not be read: what a verb did not foresee is told, not thrown at the user.
+    report_error(HostFaultError("system_refused", str(error), "mend it and run mb again"), as_json)
+    return Exit.ERROR
 
 
 def report_error(error: BedplateError, as_json: bool) -> None:
@@ -128,12 +160,13 @@ def report_error(error: BedplateError, as_json: bool) -> None:
 
 
 def _print_error(message: str, next_step: str) -> None:
-    from mb.render.text import clean  # noqa: PLC0415 (only an error needs it)
+    from mb.render.text import flow  # noqa: PLC0415 (only an error needs it)
 
-    # Messages may quote what a guest said.
-    click.echo(f"error: {clean(message, keep=LINE_ENDS)}", err=True)
+    # Messages may quote what a guest said; usage errors of click have several lines.
+    for index, line in enumerate(message.splitlines()):
+        click.echo("\n".join(flow("" if index else "error: ", line)), err=True)
     if next_step:
-        click.echo(f"  next: {clean(next_step)}", err=True)
+        click.echo("\n".join(flow("  next: ", next_step)), err=True)
 
 
 def _report_usage(error: click.ClickException, as_json: bool) -> Exit:

@@ -7,7 +7,6 @@ from __future__ import annotations  # grpc.aio classes are generic in their stub
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import grpc
@@ -20,31 +19,17 @@ from fleet.codec import from_message, to_message
 from fleet.identity import SCHEDULER_SERVER_NAME
 from fleet.model.assignment import Sandbox
 from fleet.model.host import Host
-from fleet.model.ids import NO_DIGEST, Digest, SandboxId, Tenant
+from fleet.model.ids import Digest, SandboxId, Tenant
 from fleet.model.sandbox import SandboxSpec
 from fleet.model.units import MIB
 from fleet.rpc import CHUNK_BYTES, open_channel, translated
 from mb.config import ClientConfig
+from mb.live import CALL_TIMEOUT_S, STREAM_TIMEOUT_S, Chunk, LiveCalls
 from mb.pack import Packed
 
-# A call reads or writes a handful of keys; a scheduler that needs longer is in trouble.
-CALL_TIMEOUT_S = 15.0
-# A stream is opened anew after this long, so that no half-dead connection is trusted for ever.
-STREAM_TIMEOUT_S = 600.0
 # The slowest link that content is still sent over, and the least a transfer is given.
 BYTES_PER_S_MIN = MIB // 4
 TRANSFER_TIMEOUT_S_MIN = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of content or output: where it belongs, and what is known of the whole."""
-
-    offset: int
-    payload: bytes
-    end: bool = False
-    size_bytes: int = 0
-    digest: Digest = NO_DIGEST
 
 
 class Client:
@@ -53,9 +38,9 @@ class Client:
     def __init__(self, channel: grpc.aio.Channel, address: str, tenant: str) -> None:
         self._peer = f"scheduler {address}"
         self._tenant = tenant
+        self.live = LiveCalls(channel, self._peer, tenant)
         # grpcio's generated stubs are typed for its synchronous twin.
         self._sandboxes: Any = service_pb2_grpc.SandboxServiceStub(channel)
-        self._output: Any = service_pb2_grpc.OutputServiceStub(channel)
         self._content: Any = content_pb2_grpc.ContentServiceStub(channel)
         self._hosts: Any = host_grpc.HostServiceStub(channel)
 
@@ -90,20 +75,17 @@ class Client:
             reply = await self._sandboxes.StopSandbox(self._name(name), timeout=CALL_TIMEOUT_S)
         return from_message(Sandbox, reply)
 
+    async def start_sandbox(self, name: str) -> Sandbox:
+        """Asks for the next run of a stopped sandbox; raises ConflictError `not_stopped`."""
+        with translated(self._peer):
+            reply = await self._sandboxes.StartSandbox(self._name(name), timeout=CALL_TIMEOUT_S)
+        return from_message(Sandbox, reply)
+
     async def destroy_sandbox(self, name: str) -> Sandbox:
         """Asks for its removal."""
         with translated(self._peer):
             reply = await self._sandboxes.DestroySandbox(self._name(name), timeout=CALL_TIMEOUT_S)
         return from_message(Sandbox, reply)
-
-    async def read_output(self, name: str, agent: str, offset: int, *, follow: bool) -> AsyncIterator[Chunk]:
-        """An agent's output from `offset`; the last chunk says whether the end is final."""
-        request = service_pb2.ReadOutputRequest(
-            sandbox=name, tenant=self._tenant, agent=agent, offset=offset, follow=follow
-        )
-        with translated(self._peer):
-            async for reply in self._output.ReadOutput(request, timeout=STREAM_TIMEOUT_S):
-                yield Chunk(reply.offset, reply.payload, reply.end)
 
     async def has_source(self, digest: Digest) -> bool:
         """Whether the fleet holds a source of this tenant's already."""

@@ -17,7 +17,8 @@ from fleet.model.ids import Digest
 from fleet.model.sandbox import Artifact
 from fleet.model.units import MIB
 from mb.artifact import Change, read_artifact, read_tree
-from mb.client import Chunk, Client
+from mb.client import Client
+from mb.live import Chunk
 from mb.tarread import Node
 
 # What a host keeps of one sandbox at most (docs/guest-link.md).

@@ -13,15 +13,19 @@ class Exit(IntEnum):
     INVALID = 2
     ENDED_BADLY = 3
     UNREACHABLE = 4
+    TIMED_OUT = 124
+    OWN_ERROR = 125
     INTERRUPTED = 130
 
 
 MEANINGS = (
-    (Exit.OK, "done; for `mb up`: every agent completed"),
+    (Exit.OK, "done; for `mb up` and `mb wait`: every agent completed"),
     (Exit.ERROR, "refused or failed; the message says why"),
     (Exit.INVALID, "a wrong command line, jcard, configuration or spec"),
     (Exit.ENDED_BADLY, "the sandbox ended failed, stopped or removed"),
     (Exit.UNREACHABLE, "the scheduler or a host cannot be reached now: try later"),
+    (Exit.TIMED_OUT, "waited as long as --timeout or --wait-timeout said"),
+    (Exit.OWN_ERROR, "mb exec, shell, attach: mb's own error, not the program's"),
     (Exit.INTERRUPTED, "interrupted; a sandbox that was started runs on"),
 )
 

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from fleet.errors import BedplateError, NotFoundError, UnavailableError
 from fleet.model.assignment import Sandbox
-from fleet.model.sandbox import ENDED_PHASES, Phase
+from fleet.model.sandbox import ENDED_AGENT_PHASES, ENDED_PHASES, Phase
 from mb.client import Client
+from mb.live import OutputRange
 from mb.render.output import OutputPrinter
 from mb.resume import Notify, read_output, watch_sandbox
 
@@ -35,6 +37,22 @@ async def follow_sandbox(
     return last
 
 
+async def wait_result(client: Client, sandbox: Sandbox, agent: str, notify: Notify) -> Sandbox:
+    """The sandbox, whose `agent` has printed its last, once its changes can be fetched or never will be; at once while other
+    agents still run.
+    """
+    seen = sandbox
+    with suppress(NotFoundError):
+        async for seen in watch_sandbox(client, sandbox.sandbox_id, notify):
+            agents = seen.status.agents if seen.status else ()
+            has_result = seen.status is not None and seen.status.artifact is not None
+            # The end of the output is known before the status that tells the agent's end.
+            others_run = any(one.name != agent and one.phase not in ENDED_AGENT_PHASES for one in agents)
+            if has_result or others_run or seen.phase in _OVER:
+                break
+    return seen
+
+
 async def wait_removed(client: Client, sandbox: Sandbox, notify: Notify) -> None:
     """Returns once nothing of the sandbox is left; `notify` hears of a host that is away, for it may be so for long."""
     told = ""
@@ -61,13 +79,13 @@ async def _watch_to_end(client: Client, sandbox: Sandbox, show: Callable[[Sandbo
 
 
 async def _print_output(client: Client, sandbox: Sandbox, agent: str, printer: OutputPrinter, notify: Notify) -> None:
-    offset = 0
+    wanted = OutputRange()
     while True:
-        chunks = read_output(client, sandbox.sandbox_id, agent, offset, follow=True, notify=lambda _text: None)
+        chunks = read_output(client, sandbox.sandbox_id, agent, wanted, follow=True, notify=lambda _text: None)
         try:
-            async for payload in chunks:
-                printer.write(agent, payload)
-                offset += len(payload)
+            async for chunk in chunks:
+                printer.write(agent, chunk.payload)
+                wanted = OutputRange(chunk.offset + len(chunk.payload))
             break
         except UnavailableError:
             # The watch says whether there is still a sandbox to wait for, and ends this too.

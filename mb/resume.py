@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from fleet.errors import BedplateError, UnavailableError
 from fleet.model.assignment import Sandbox
 from mb.client import Client
+from mb.live import Chunk, OutputRange
 
 # About a minute in all: a scheduler that restarts is back long before.
 RECONNECTS_MAX = 14
@@ -51,20 +52,24 @@ async def watch_sandbox(client: Client, name: str, notify: Notify) -> AsyncItera
 
 
 async def read_output(
-    client: Client, name: str, agent: str, offset: int, *, follow: bool, notify: Notify
-) -> AsyncIterator[bytes]:
-    """An agent's output from `offset`, gapless through broken connections; with `follow` until nothing can follow."""
+    client: Client, name: str, agent: str, wanted: OutputRange, *, follow: bool, notify: Notify
+) -> AsyncIterator[Chunk]:
+    """An agent's output, gapless through broken connections; with `follow` until nothing can follow.
+
+    Where a time or a number of lines is wanted the first chunk says at which byte that is.
+    """
     reconnects = Reconnects(notify)
+    is_placed = not (wanted.since_ms or wanted.tail_lines)
     while True:
         try:
-            async for chunk in client.read_output(name, agent, offset, follow=follow):
+            async for chunk in client.live.read_output(name, agent, wanted, follow=follow):
                 reconnects.succeed()
-                if chunk.offset != offset:
-                    message = f"output of {agent or name} came from byte {chunk.offset}, not {offset}"
+                if is_placed and chunk.offset != wanted.offset:
+                    message = f"output of {agent or name} came from byte {chunk.offset}, not {wanted.offset}"
                     raise BedplateError("output_gap", message, "see the host's log")
-                offset += len(chunk.payload)
+                is_placed, wanted = True, OutputRange(chunk.offset + len(chunk.payload))
                 if chunk.payload:
-                    yield chunk.payload
+                    yield chunk
                 if chunk.end:
                     return
             if not follow:

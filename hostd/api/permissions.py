@@ -11,7 +11,6 @@ _SCHEDULER = frozenset({Role.SCHEDULER})
 
 PERMISSIONS: Permissions = {
     "bedplate.sandbox.v1.OutputService/ReadOutput": _SCHEDULER,
-    "bedplate.sandbox.v1.ExecService/Exec": _SCHEDULER,
     "bedplate.content.v1.ContentService/HasSource": _SCHEDULER,
     "bedplate.content.v1.ContentService/UploadSource": _SCHEDULER,
     # Hosts give each other sources and nothing else: one that is taken over reads no artifact elsewhere.

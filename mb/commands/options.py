@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fleet.errors import InvalidSpecError
+
 if TYPE_CHECKING:
+    from fleet.model.assignment import Sandbox
+    from fleet.model.sandbox import Agent
     from mb.client import Client
 
 T = TypeVar("T")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; errors too, on stderr.")
 name_argument = click.argument("name")
+agent_argument = click.argument("agent", default="")
 
 
 def examples(*lines: str) -> str:
@@ -37,6 +42,22 @@ def call(ctx: click.Context, action: Callable[["Client"], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
+def find_agent(sandbox: "Sandbox", name: str) -> "Agent":
+    """The agent of that name, or the only one when `name` is empty; raises InvalidSpecError `agent_unknown`."""
+    agents = sandbox.spec.agents
+    found = [agent for agent in agents if name in ("", agent.name)]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(agent.name for agent in agents)
+    message = f"{sandbox.spec.name} has no agent {name!r}" if name else f"{sandbox.spec.name} has several agents"
+    raise InvalidSpecError("agent_unknown", message, f"name one of: {names}", field="AGENT")
+
+
 def print_json(value: Any) -> None:
     """Prints `value` as JSON."""
     click.echo(json.dumps(value, indent=2))
+
+
+def print_json_line(value: Any) -> None:
+    """Prints `value` as JSON on one line, at once: for streams of objects."""
+    click.echo(json.dumps(value))

@@ -9,6 +9,9 @@ from fleet.model.sandbox import AgentStatus, Goal, Phase, Reason
 from fleet.model.units import MIB, render_bytes
 from mb.render.text import count, render_age, render_span, render_table, wrap
 
+# What a host keeps of one agent's output (docs/guest-link.md).
+OUTPUT_BYTES_MAX = 64 * MIB
+
 
 def to_json(sandbox: Sandbox) -> dict[str, Any]:
     """A sandbox as an object for programs, with the fields of fleet.model."""
@@ -95,6 +98,13 @@ def render_agent_end(agent: AgentStatus) -> str:
     return f"{agent.phase}, {_exit_words(agent)}" if ended else agent.phase.value
 
 
+def render_cut(agent: AgentStatus) -> str:
+    """Why an agent's output is not whole."""
+    if agent.output_bytes >= OUTPUT_BYTES_MAX:
+        return f"output cut off at its limit of {render_bytes(OUTPUT_BYTES_MAX)}"
+    return f"output cut off after {render_bytes(agent.output_bytes)}: its disk was full"
+
+
 def _render_head(sandbox: Sandbox, now_ms: int) -> Iterator[str]:
     goal = f" (asked to {sandbox.goal})" if sandbox.goal is not Goal.RUN else ""
     yield from wrap("sandbox", f"{sandbox.spec.name}  {sandbox.sandbox_id}  of tenant {sandbox.tenant}")
@@ -131,7 +141,7 @@ def _render_wish(sandbox: Sandbox) -> Iterator[str]:
 
 def _render_agents(sandbox: Sandbox) -> Iterator[str]:
     for agent in sandbox.status.agents if sandbox.status else ():
-        cut = ", cut off at its limit" if agent.output_truncated else ""
+        cut = f", {render_cut(agent)}" if agent.output_truncated else ""
         output = f"{render_bytes(agent.output_bytes)} of output{cut}"
         took = f", {render_span(agent.started_at_ms, agent.ended_at_ms)}" if agent.ended_at_ms else ""
         yield from wrap("agent", f"{agent.name}: {render_agent_end(agent)}{took}, {output}")

@@ -46,6 +46,18 @@ def wrap(label: str, text: str, indent: int = 13) -> list[str]:
     return [(label if index == 0 else "").ljust(indent) + line for index, line in enumerate(lines)]
 
 
+def flow(label: str, text: str) -> list[str]:
+    """`label` and `text` as lines of at most WIDTH, indented as the label is long; a path or command is never cut in two."""
+    first, *words = clean(text).split() or [""]
+    lines = [label + first]
+    for word in words:
+        if len(lines[-1]) + 1 + len(word) <= WIDTH:
+            lines[-1] += " " + word
+        else:
+            lines.append(" " * len(label) + word)
+    return lines
+
+
 def render_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table within WIDTH; where it is too wide the widest column gives way."""
     cells = [list(headers), *([clean(cell) for cell in row] for row in rows)]

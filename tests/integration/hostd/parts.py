@@ -44,7 +44,7 @@ def put_image(images_dir: Path) -> Digest:
         role: {"path": name, "digest": "sha256:" + hashlib.sha256(role.encode()).hexdigest()}
         for role, name in FILES.items()
     }
-    manifest = json.dumps({"link_version": 2, "cmdline": "quiet", "files": files}).encode()
+    manifest = json.dumps({"link_version": 1, "cmdline": "quiet", "files": files}).encode()
     digest = Digest("sha256:" + hashlib.sha256(manifest).hexdigest())
     folder = images_dir / digest.replace(":", "-")
     if not folder.exists():

@@ -9,6 +9,7 @@ import pytest
 
 from fleet.store.memory import MemoryStore
 from provisioning.embedded.pki import create_pki
+from tests.integration.mb.desk import Desk
 from tests.integration.mb.parts import Mb
 from tests.integration.scheduler.parts import Fleet, ObedientHost
 
@@ -62,6 +63,21 @@ async def local(store: MemoryStore, fleet: Fleet, pki: Path, tmp_path: Path) -> 
 async def mb(fleet: Fleet, tmp_path: Path) -> AsyncIterator[Mb]:
     """The command line of a tenant."""
     command_line = Mb(fleet, tmp_path)
+    yield command_line
+    await command_line.close()
+
+
+@pytest.fixture
+async def desk(pki: Path) -> AsyncIterator[Desk]:
+    """A scheduler's API without a fleet behind it."""
+    async with Desk(pki).serving() as serving:
+        yield serving
+
+
+@pytest.fixture
+async def line(desk: Desk, tmp_path: Path) -> AsyncIterator[Mb]:
+    """The command line of a tenant at the desk."""
+    command_line = Mb(desk, tmp_path)
     yield command_line
     await command_line.close()
 
