@@ -5,9 +5,13 @@ Also maps errors to gRPC statuses and logs one canonical line for each call.
 
 from __future__ import annotations  # grpc.aio classes are generic in their stubs only
 
+import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -25,6 +29,7 @@ from fleet.errors import (
     UnavailableError,
 )
 from fleet.identity import Identity, Role, parse_identity
+from fleet.revocation import Revocations
 
 # The roles that may call each method, by its full name "package.Service/Method".
 Permissions = Mapping[str, frozenset[Role]]
@@ -64,8 +69,19 @@ def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
 class Gatekeeper(grpc.aio.ServerInterceptor):
     """Checks the caller's role, maps errors to statuses and logs one canonical line for each call."""
 
-    def __init__(self, permissions: Permissions) -> None:
+    def __init__(
+        self,
+        permissions: Permissions,
+        *,
+        anonymous: frozenset[str] = frozenset(),
+        revocations: Revocations | None = None,
+    ) -> None:
+        """`anonymous` are methods that ask for no certificate and check another proof themselves."""
         self._permissions = {**OPEN_PERMISSIONS, **permissions}
+        self._anonymous = anonymous
+        self._revocations = revocations or Revocations()
+        self._revocations.on_change(self._end_revoked)
+        self._running: set[_Running] = set()
 
     async def intercept_service(
         self,
@@ -75,10 +91,11 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        roles = self._permissions.get(handler_call_details.method.lstrip("/"), frozenset())
+        name = handler_call_details.method.lstrip("/")
+        roles = None if name in self._anonymous else self._permissions.get(name, frozenset())
         return self._guard(handler, handler_call_details.method, roles)
 
-    def _guard(self, handler: Any, method: str, roles: frozenset[Role]) -> Any:
+    def _guard(self, handler: Any, method: str, roles: frozenset[Role] | None) -> Any:
         behaviours = {
             (False, False): (grpc.unary_unary_rpc_method_handler, _guard_unary, handler.unary_unary),
             (False, True): (grpc.unary_stream_rpc_method_handler, _guard_stream, handler.unary_stream),
@@ -86,29 +103,70 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
             (True, True): (grpc.stream_stream_rpc_method_handler, _guard_stream, handler.stream_stream),
         }
         wrap, guard, behaviour = behaviours[handler.request_streaming, handler.response_streaming]
-        return wrap(guard(behaviour, method, roles), handler.request_deserializer, handler.response_serializer)
+        return wrap(
+            guard(behaviour, method, partial(self._admitted, method, roles)),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    @contextmanager
+    def _admitted(self, method: str, roles: frozenset[Role] | None, context: Any, outcome: _Outcome) -> Iterator[None]:
+        """A call that is let in; it ends when its certificate is revoked. Raises NotPermittedError for one that is not."""
+        if roles is None:
+            yield
+            return
+        outcome.identity = _admit(context, method, roles)
+        (certificate,) = context.auth_context()["x509_pem_cert"]
+        if self._revocations.is_revoked(certificate):
+            raise _revoked()
+        task = asyncio.current_task()
+        assert task is not None
+        running = _Running(certificate, task)
+        self._running.add(running)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not running.is_ended:
+                raise
+            task.uncancel()
+            raise _revoked() from None
+        finally:
+            self._running.discard(running)
+
+    def _end_revoked(self) -> None:
+        for running in tuple(self._running):
+            if not running.is_ended and self._revocations.is_revoked(running.certificate):
+                running.is_ended = True
+                running.task.cancel()
 
 
-def _guard_unary(behaviour: Any, method: str, roles: frozenset[Role]) -> Any:
+def _guard_unary(behaviour: Any, method: str, admitted: Any) -> Any:
     async def call(request: Any, context: Any) -> Any:
-        with _Outcome(method) as outcome:
-            outcome.identity = _admit(context, method, roles)
+        with _Outcome(method) as outcome, admitted(context, outcome):
             return await behaviour(request, context)
         return await _abort(context, outcome.error)
 
     return call
 
 
-def _guard_stream(behaviour: Any, method: str, roles: frozenset[Role]) -> Any:
+def _guard_stream(behaviour: Any, method: str, admitted: Any) -> Any:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        with _Outcome(method) as outcome:
-            outcome.identity = _admit(context, method, roles)
+        with _Outcome(method) as outcome, admitted(context, outcome):
             async for response in behaviour(request, context):
                 yield response
         if outcome.error is not None:
             await _abort(context, outcome.error)
 
     return call
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A call under way, and whether it was ended because its certificate is revoked."""
+
+    certificate: bytes
+    task: asyncio.Task[Any]
+    is_ended: bool = False
 
 
 class _Outcome:
@@ -145,6 +203,11 @@ def _admit(context: Any, method: str, roles: frozenset[Role]) -> Identity:
         next_step = f"use a certificate of role {' or '.join(sorted(roles))}" if roles else "no role may call it"
         raise NotPermittedError("role_not_permitted", message, next_step)
     return identity
+
+
+def _revoked() -> NotPermittedError:
+    message = "this certificate was revoked"
+    return NotPermittedError("certificate_revoked", message, "ask an operator for a new one")
 
 
 async def _abort(context: Any, error: BedplateError | None) -> None:

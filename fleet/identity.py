@@ -182,13 +182,15 @@ def parse_identity(certificate: bytes) -> Identity:
         parsed = x509.load_pem_x509_certificate(certificate)
         names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
-        scheme, _, domain, role, name = uri.split("/")
-        if (scheme, domain) != ("spiffe:", TRUST_DOMAIN) or not is_dns_label(name):
-            raise ValueError(uri)
-        return Identity(Role(role), name)
+        return _parse_uri(uri)
     except (ValueError, x509.ExtensionNotFound) as error:
         message = "the certificate carries no Bedplate identity"
         raise NotPermittedError("no_identity", message, "have one issued with `mb pki issue`") from error
+
+
+def identity_uri(identity: Identity) -> str:
+    """An identity as a certificate carries it."""
+    return f"spiffe://{TRUST_DOMAIN}/{identity.role}/{identity.name}"
 
 
 def certificate_end(certificate: bytes) -> datetime.datetime:
@@ -196,9 +198,15 @@ def certificate_end(certificate: bytes) -> datetime.datetime:
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 
 
+def _parse_uri(uri: str) -> Identity:
+    scheme, _, domain, role, name = uri.split("/")
+    if (scheme, domain) != ("spiffe:", TRUST_DOMAIN) or not is_dns_label(name):
+        raise ValueError(uri)
+    return Identity(Role(role), name)
+
+
 def _alternative_names(identity: Identity, addresses: Sequence[str]) -> list[x509.GeneralName]:
-    uri = f"spiffe://{TRUST_DOMAIN}/{identity.role}/{identity.name}"
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity_uri(identity))]
     dns_names = {
         Role.SCHEDULER: (SCHEDULER_SERVER_NAME, ETCD_CLIENT_NAME),
         Role.HOST: (host_server_name(HostId(identity.name)), ETCD_CLIENT_NAME),

@@ -20,12 +20,16 @@ from fleet.errors import BedplateError, InvalidSpecError, UnavailableError
 from fleet.gatekeeper import ERROR_KEY, STATUS, Gatekeeper, Permissions
 from fleet.gatekeeper import caller_of as caller_of  # noqa: PLC0414 (services find it beside the channels they call)
 from fleet.identity import TlsFiles
+from fleet.revocation import Revocations
 
 # The largest message of the API: a chunk of 256 KiB, or a listing of some thousand sandboxes.
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
 # What a server takes in one message: a chunk, or a spec far past what admission lets through. Decoding holds the event loop.
 REQUEST_BYTES_MAX = 1024 * 1024
+# What strangers may send, and how much of it at once: a request for a certificate, from a rack that is set up together.
+OPEN_REQUEST_BYTES_MAX = 16 * 1024
+OPEN_STREAMS_MAX, OPEN_CALLS_MAX = 4, 64
 KEEPALIVE_MS = 20_000
 # A peer that is back is found within this time; left alone, gRPC waits up to two minutes after a long absence (measured: 25 s
 # after 90 s).
@@ -119,16 +123,18 @@ async def start_server(
     tls: TlsFiles,
     permissions: Permissions,
     register: Callable[[grpc.aio.Server], None],
+    revocations: Revocations | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Serves what `register` adds, to the roles that `permissions` lists for each method; what is not listed, to nobody.
 
-    Health and reflection come with it, for every role.
+    Calls under a certificate in `revocations` are refused, and those under way are ended when it comes in. Health and reflection
+    come with it, for every role.
 
     Returns the server and its port. Raises UnavailableError `address_in_use` when it cannot listen on `address`.
     """
-    receive = ("grpc.max_receive_message_length", REQUEST_BYTES_MAX)
-    options = [receive, *(option for option in _OPTIONS if option[0] != receive[0]), ("grpc.so_reuseport", 0)]
-    server = grpc.aio.server(interceptors=[Gatekeeper(permissions)], options=options)
+    server = grpc.aio.server(
+        interceptors=[Gatekeeper(permissions, revocations=revocations)], options=_server_options(REQUEST_BYTES_MAX)
+    )
     register(server)
     servicer = health.aio.HealthServicer()
     services = sorted({method.split("/")[0] for method in permissions})
@@ -136,13 +142,37 @@ async def start_server(
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server, await _listen(server, address, LiveCredentials(tls).for_server())
+
+
+async def start_open_server(
+    address: str, tls: TlsFiles, methods: frozenset[str], register: Callable[[grpc.aio.Server], None]
+) -> tuple[grpc.aio.Server, int]:
+    """Serves `methods` of what `register` adds to whoever connects, over TLS without a client's certificate.
+
+    Each of them checks another proof itself. Requests are small and few at a time; there is neither health nor reflection.
+    Returns and raises what `start_server` does.
+    """
+    options = [*_server_options(OPEN_REQUEST_BYTES_MAX), ("grpc.max_concurrent_streams", OPEN_STREAMS_MAX)]
+    gatekeeper = Gatekeeper({}, anonymous=methods)
+    server = grpc.aio.server(interceptors=[gatekeeper], options=options, maximum_concurrent_rpcs=OPEN_CALLS_MAX)
+    register(server)
+    return server, await _listen(server, address, LiveCredentials(tls).for_open_server())
+
+
+def _server_options(request_bytes_max: int) -> list[tuple[str, Any]]:
+    receive = ("grpc.max_receive_message_length", request_bytes_max)
+    return [receive, *(option for option in _OPTIONS if option[0] != receive[0]), ("grpc.so_reuseport", 0)]
+
+
+async def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> int:
     try:
-        port = server.add_secure_port(address, LiveCredentials(tls).for_server())
+        port = server.add_secure_port(address, credentials)
         await server.start()
     except RuntimeError as error:
         message = f"cannot listen on {address}"
         raise UnavailableError("address_in_use", message, "choose a free address in the configuration") from error
-    return server, port
+    return int(port)
 
 
 def error_from_call(error: CallFailed, peer: str) -> BedplateError:

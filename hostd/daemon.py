@@ -15,10 +15,12 @@ from fleet.errors import BedplateError
 from fleet.model.host import Accelerator, HostImage, HostRecord
 from fleet.model.ids import HostId
 from fleet.model.sandbox import NetworkMode
+from fleet.revocation import Revocations
 from fleet.rpc import STOP_GRACE_S, start_server
 from fleet.store.keyspace import host_assignments
 from fleet.store.mirror import Mirror
 from fleet.store.port import Store
+from fleet.store.revoked import follow_revocations
 from hostd.api.changes import Changes
 from hostd.api.content import ContentService, SourcesHeld
 from hostd.api.output import OutputService
@@ -73,7 +75,9 @@ async def run_daemon(parts: Parts, stop: asyncio.Event) -> None:
     """Serves until `stop` is set; VMs run on. Raises what keeps the host from starting."""
     daemon = _Daemon(parts)
     await parts.drivers.network.ensure_bridge()
-    server, port = await start_server(parts.config.listen, parts.config.tls, PERMISSIONS, daemon.register)
+    server, port = await start_server(
+        parts.config.listen, parts.config.tls, PERMISSIONS, daemon.register, daemon.revocations
+    )
     address = parts.config.advertise or f"{parts.config.listen.rsplit(':', 1)[0]}:{port}"
     try:
         record = await daemon.describe(address)
@@ -96,6 +100,7 @@ class _Daemon:
         interface = config.network.interface()
         self._parts = parts
         self._changes = Changes()
+        self.revocations = Revocations()
         self._mirror = Mirror(parts.store, host_assignments(host_id))
         self._registration = Registration(parts.store, host_id, read_boot_id())
         prefix = interface.network.prefixlen
@@ -127,6 +132,7 @@ class _Daemon:
             self._publisher.run(self._registration.fence),
             self._registration.run(record),
             self._tell_sources(),
+            follow_revocations(self._parts.store, self.revocations),
             self._refresh(address),
         ]
 

@@ -119,18 +119,6 @@ class Client:
             reply = await self._hosts.ListHosts(host_pb2.ListHostsRequest(), timeout=CALL_TIMEOUT_S)
         return [from_message(Host, host) for host in reply.hosts]
 
-    async def cordon_host(self, host_id: str, reason: str) -> Host:
-        """Nothing new is placed on it; for operators."""
-        request = host_pb2.CordonHostRequest(host_id=host_id, reason=reason)
-        with translated(self._peer):
-            return from_message(Host, await self._hosts.CordonHost(request, timeout=CALL_TIMEOUT_S))
-
-    async def uncordon_host(self, host_id: str) -> Host:
-        """It takes sandboxes again; for operators."""
-        request = host_pb2.UncordonHostRequest(host_id=host_id)
-        with translated(self._peer):
-            return from_message(Host, await self._hosts.UncordonHost(request, timeout=CALL_TIMEOUT_S))
-
     def _name(self, name: str) -> Any:
         return service_pb2.GetSandboxRequest(sandbox=name, tenant=self._tenant)
 

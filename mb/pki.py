@@ -1,17 +1,24 @@
 """A fleet's authority and certificates as files: `ca.crt`, `ca.key`, and NAME.crt with NAME.key for each that is issued."""
 
+import datetime
 import ipaddress
-import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from fleet.credentials import CERTIFICATE_MODE, KEY_MODE, write_file
 from fleet.errors import ConflictError, HostFaultError, InvalidSpecError, NotFoundError, NotPermittedError
 from fleet.identity import KeyPair, parse_identity
+from fleet.revocation import make_list, read_list
 
 AUTHORITY = "ca"
+CRL = "ca.crl"
+
+# RFC 5280: at most 20 octets.
+_SERIAL = re.compile(r"[0-9a-fA-F]{1,40}")
 
 
 def load_authority(folder: Path) -> KeyPair:
@@ -47,13 +54,51 @@ def write_pair(folder: Path, name: str, pair: KeyPair, *, force: bool) -> tuple[
         raise ConflictError("files_exist", f"{' and '.join(there)} is there already", "use another name, or --force")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _replace(key, pair.key, 0o600)
-        _replace(certificate, pair.certificate, 0o644)
+        write_file(key, pair.key, KEY_MODE)
+        write_file(certificate, pair.certificate, CERTIFICATE_MODE)
     except OSError as error:
         raise HostFaultError(
             "files_unwritable", f"{error.filename}: {error.strerror}", "name another folder"
         ) from error
     return certificate, key
+
+
+def parse_serial(text: str) -> int:
+    """The serial that `mb pki show` prints; raises InvalidSpecError `serial_invalid`."""
+    if _SERIAL.fullmatch(text) is None:
+        raise InvalidSpecError(
+            "serial_invalid", f"{text[:80]!r} is no serial in hex", "mb pki show prints it", field="serial"
+        )
+    return int(text, 16)
+
+
+def serial_in(folder: Path, name: str) -> int:
+    """The serial of NAME.crt; raises what describe_certificate does."""
+    check_name(name)
+    return int(str(describe_certificate(folder / f"{name}.crt")["serial"]), 16)
+
+
+def revoke(folder: Path, serial: int, now: datetime.datetime) -> int:
+    """Adds a serial to the signed list in `folder`, which is made at the first; how many it has then. Safe to repeat."""
+    authority = load_authority(folder)
+    path = folder / CRL
+    known = read_list(path.read_bytes(), authority.certificate) if path.exists() else {}
+    listed = {serial: now} | known
+    try:
+        write_file(path, make_list(authority, listed, now), CERTIFICATE_MODE)
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}"
+        raise HostFaultError("files_unwritable", message, "name another folder") from error
+    return len(listed)
+
+
+def load_list(folder: Path) -> bytes:
+    """The signed list in `folder`; raises NotFoundError `crl_missing`."""
+    try:
+        return (folder / CRL).read_bytes()
+    except OSError as error:
+        message = f"{folder / CRL}: {error.strerror}"
+        raise NotFoundError("crl_missing", message, f"mb pki revoke {folder} NAME makes it") from error
 
 
 def describe_certificate(file: Path) -> dict[str, str | list[str]]:
@@ -94,10 +139,3 @@ def _served_names(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return [str(name.value) for name in names]
-
-
-def _replace(path: Path, content: bytes, mode: int) -> None:
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)

@@ -15,25 +15,32 @@ import grpc
 import structlog
 
 from bedplate.content.v1 import content_pb2_grpc
+from bedplate.host.v1 import enrolment_pb2_grpc as enrolment_grpc
 from bedplate.host.v1 import service_pb2_grpc as host_grpc
 from bedplate.sandbox.v1 import service_pb2_grpc as sandbox_grpc
 from fleet.config import load_config
 from fleet.errors import BedplateError, InvalidSpecError
 from fleet.identity import Role, TlsFiles
-from fleet.rpc import STOP_GRACE_S, start_server
+from fleet.revocation import Revocations
+from fleet.rpc import STOP_GRACE_S, start_open_server, start_server
 from fleet.store.election import Election
 from fleet.store.etcd import open_etcd
 from fleet.store.keyspace import LEADER, ROOT
 from fleet.store.mirror import Mirror
 from fleet.store.port import Store
+from fleet.store.revoked import follow_revocations
 from fleet.telemetry import configure_logging
 from scheduler.api.channels import HostChannels
 from scheduler.api.content import ContentService
+from scheduler.api.enrolment import EnrolmentService, JoinService
+from scheduler.api.failures import FailureLimit
 from scheduler.api.hosts import HostService
 from scheduler.api.output import OutputService
-from scheduler.api.permissions import PERMISSIONS
+from scheduler.api.permissions import BY_TOKEN, PERMISSIONS
+from scheduler.api.revocation import Revoker
 from scheduler.api.sandboxes import SandboxService
 from scheduler.cycle import Cycle
+from scheduler.issuer import EnrolmentConfig, Issuer
 from scheduler.state import FleetState
 
 # Another scheduler takes over this long after a leader has died; a leader that lives renews three times within it.
@@ -48,6 +55,10 @@ _EPILOG = """example of a configuration:
   ca = "/etc/bedplate/ca.crt"
   certificate = "/etc/bedplate/scheduler.crt"
   key = "/etc/bedplate/scheduler.key"
+
+  [enrolment]                    # only where hosts shall join by token
+  listen = "10.0.0.1:7444"
+  ca_key = "/etc/bedplate/ca.key"
 """
 
 log = structlog.get_logger()
@@ -62,6 +73,7 @@ class Config:
     tls: TlsFiles
     name: str = field(default_factory=platform.node)
     log_level: str = "info"
+    enrolment: EnrolmentConfig | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,25 +109,51 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     election = Election(store, LEADER, config.name, LEADER_TTL_S, time.monotonic)
     cycle = Cycle(store, state, election.fence, _now_ms)
 
+    revocations = Revocations()
+    issuer = Issuer(config.enrolment, config.tls, _now) if config.enrolment else None
+    enrolment = EnrolmentService(store, Revoker(store, state, _now_ms), config.tls, issuer, _now_ms)
+
     def register(server: grpc.aio.Server) -> None:
         sandbox_grpc.add_SandboxServiceServicer_to_server(SandboxService(store, state, _now_ms), server)
         sandbox_grpc.add_OutputServiceServicer_to_server(OutputService(state, channels), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
         host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)
+        enrolment_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)
 
-    server, port = await start_server(config.listen, config.tls, PERMISSIONS, register)
+    server, port = await start_server(config.listen, config.tls, PERMISSIONS, register, revocations)
     log.info("scheduler.started", address=f"{config.listen.rpartition(':')[0]}:{port}", name=config.name)
+    joining = None
     try:
+        joining = await _start_joining(config, store, issuer)
         async with asyncio.TaskGroup() as parts:
             running = [parts.create_task(part.run()) for part in (mirror, election, cycle)]
+            running.append(parts.create_task(follow_revocations(store, revocations)))
             await stop.wait()
+            if joining is not None:
+                await joining.stop(STOP_GRACE_S)
             await server.stop(STOP_GRACE_S)
             for part in running:
                 part.cancel()
     finally:
+        if joining is not None:
+            await joining.stop(None)
         await server.stop(None)
         await channels.close()
     log.info("scheduler.stopped", name=config.name)
+
+
+async def _start_joining(config: Config, store: Store, issuer: Issuer | None) -> grpc.aio.Server | None:
+    """The listener for machines that have no certificate yet, where it is configured."""
+    if config.enrolment is None or issuer is None:
+        return None
+    service = JoinService(store, issuer, FailureLimit(time.monotonic), _now_ms)
+
+    def register(server: grpc.aio.Server) -> None:
+        enrolment_grpc.add_JoinServiceServicer_to_server(service, server)
+
+    server, _ = await start_open_server(config.enrolment.listen, config.tls, BY_TOKEN, register)
+    log.info("enrolment.started", address=config.enrolment.listen)
+    return server
 
 
 async def _main(config: Config) -> None:
@@ -134,14 +172,20 @@ def _load(path: Path) -> Config:
     if config.log_level.upper() not in logging.getLevelNamesMapping():
         message = f"{config.log_level!r} is no level ({path})"
         raise InvalidSpecError("config_invalid", message, "use debug, info, warning or error", field="log_level")
-    role = config.tls.inspect(datetime.datetime.now(datetime.UTC)).role
+    role = config.tls.inspect(_now()).role
     if role is not Role.SCHEDULER:
         message = f"{config.tls.certificate} is for a {role}, not for a scheduler"
         next_step = "have one issued: mb pki issue FOLDER --role scheduler NAME"
         raise InvalidSpecError("certificate_unusable", message, next_step, field="tls.certificate")
+    if config.enrolment is not None:
+        config.enrolment.check(config.tls)
     if not config.etcd:
         raise InvalidSpecError("config_invalid", f"it is empty ({path})", 'name at least one "ip:port"', field="etcd")
     return config
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _now_ms() -> int:

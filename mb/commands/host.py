@@ -1,4 +1,4 @@
-"""`mb host`: what operators see of hosts, and do with them."""
+"""`mb host`: what operators see of hosts, and do with them; and how a machine becomes one."""
 
 from mb.cli import LazyGroup
 
@@ -8,6 +8,9 @@ command = LazyGroup(
         "ls": ("mb.commands.host_ls", "List hosts with what they carry."),
         "cordon": ("mb.commands.host_cordon", "Place nothing new on a host."),
         "uncordon": ("mb.commands.host_uncordon", "Let a host take sandboxes again."),
+        "token": ("mb.commands.host_token", "Make a one-time token for a new host."),
+        "enrol": ("mb.commands.host_enrol", "On the new host: get its certificate."),
+        "revoke": ("mb.commands.host_revoke", "Refuse a host's certificates."),
     },
-    help="Hosts of the fleet; for operators.",
+    help="Hosts of the fleet; for operators, but for enrol, which runs on the host.",
 )

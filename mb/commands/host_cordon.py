@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from mb.commands.options import call, examples, json_option, print_json
+from mb.commands.options import examples, json_option, operate, print_json
 
 
 @click.command(
@@ -16,7 +16,7 @@ from mb.commands.options import call, examples, json_option, print_json
 @click.pass_context
 def command(ctx: click.Context, host_id: str, *, reason: str, as_json: bool) -> None:
     """Place no new sandboxes on HOST. Those that are on it run on. For operators."""
-    host = call(ctx, lambda client: client.cordon_host(host_id, reason))
+    host = operate(ctx, lambda operator: operator.cordon_host(host_id, reason))
     if as_json:
         print_json(asdict(host))
     else:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from mb.commands.options import call, examples, json_option, print_json
+from mb.commands.options import examples, json_option, operate, print_json
 
 
 @click.command(epilog=examples("mb host uncordon rack1-07"))
@@ -13,7 +13,7 @@ from mb.commands.options import call, examples, json_option, print_json
 @click.pass_context
 def command(ctx: click.Context, host_id: str, *, as_json: bool) -> None:
     """Let HOST take sandboxes again. For operators."""
-    host = call(ctx, lambda client: client.uncordon_host(host_id))
+    host = operate(ctx, lambda operator: operator.uncordon_host(host_id))
     if as_json:
         print_json(asdict(host))
     else:

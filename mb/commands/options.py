@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fleet.model.assignment import Sandbox
     from fleet.model.sandbox import Agent
     from mb.client import Client
+    from mb.operator import Operator
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ def call(ctx: click.Context, action: Callable[["Client"], Awaitable[T]]) -> T:
 
     from mb.client import open_client  # noqa: PLC0415
     from mb.config import load_client_config  # noqa: PLC0415
+    from mb.diagnosis import explained  # noqa: PLC0415
 
     caller = ctx.find_root().obj
     config = load_client_config(caller.config, caller.tenant)
@@ -39,7 +41,26 @@ def call(ctx: click.Context, action: Callable[["Client"], Awaitable[T]]) -> T:
         async with open_client(config) as client:
             return await action(client)
 
-    return asyncio.run(run())
+    with explained(config):
+        return asyncio.run(run())
+
+
+def operate(ctx: click.Context, action: Callable[["Operator"], Awaitable[T]]) -> T:
+    """Runs `action` with an operator's calls to the configured scheduler."""
+    import asyncio  # noqa: PLC0415 (as above)
+
+    from mb.config import load_client_config  # noqa: PLC0415
+    from mb.diagnosis import explained  # noqa: PLC0415
+    from mb.operator import open_operator  # noqa: PLC0415
+
+    config = load_client_config(ctx.find_root().obj.config)
+
+    async def run() -> T:
+        async with open_operator(config) as operator:
+            return await action(operator)
+
+    with explained(config):
+        return asyncio.run(run())
 
 
 def find_agent(sandbox: "Sandbox", name: str) -> "Agent":

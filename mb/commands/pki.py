@@ -7,7 +7,9 @@ command = LazyGroup(
     verbs={
         "init": ("mb.commands.pki_init", "Make a new authority."),
         "issue": ("mb.commands.pki_issue", "Issue a certificate."),
+        "revoke": ("mb.commands.pki_revoke", "Withdraw a certificate."),
+        "publish": ("mb.commands.pki_publish", "Tell the fleet what is withdrawn."),
         "show": ("mb.commands.pki_show", "Show what a certificate says."),
     },
-    help="The certificate authority of a fleet. Offline: these commands only read and write files.",
+    help="The certificate authority of a fleet. All but publish only read and write files.",
 )

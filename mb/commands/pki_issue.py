@@ -22,9 +22,12 @@ _EXAMPLES = examples(
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What the certificate's holder may do.")
 @click.option("--address", "addresses", multiple=True, help="An IP address it serves on; may be repeated.")
+@click.option("--days", type=click.IntRange(1, 3650), default=365, help="How long it is good (365).")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @json_option
-def command(folder: Path, name: str, role: str, *, addresses: tuple[str, ...], force: bool, as_json: bool) -> None:
+def command(
+    folder: Path, name: str, role: str, *, addresses: tuple[str, ...], days: int, force: bool, as_json: bool
+) -> None:
     """Issue a certificate for NAME, signed by the authority in FOLDER, as NAME.crt and NAME.key there."""
     from fleet.identity import Identity, Role, issue_certificate  # noqa: PLC0415 (imports cryptography)
     from mb.pki import check_addresses, check_name, load_authority, write_pair  # noqa: PLC0415
@@ -32,7 +35,8 @@ def command(folder: Path, name: str, role: str, *, addresses: tuple[str, ...], f
     check_addresses(addresses)
     check_name(name)
     authority = load_authority(folder)
-    pair = issue_certificate(authority, Identity(Role(role), name), datetime.datetime.now(datetime.UTC), addresses)
+    now, lifetime = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=days)
+    pair = issue_certificate(authority, Identity(Role(role), name), now, addresses, lifetime)
     files = write_pair(folder, name, pair, force=force)
     if as_json:
         print_json({"certificate": str(files[0]), "key": str(files[1]), "role": role, "name": name})

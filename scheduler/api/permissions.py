@@ -26,4 +26,11 @@ PERMISSIONS: Permissions = {
     "bedplate.host.v1.HostService/ListHosts": _OPERATORS,
     "bedplate.host.v1.HostService/CordonHost": _OPERATORS,
     "bedplate.host.v1.HostService/UncordonHost": _OPERATORS,
+    "bedplate.host.v1.EnrolmentService/CreateToken": _OPERATORS,
+    "bedplate.host.v1.EnrolmentService/RenewCertificate": frozenset({Role.HOST}),
+    "bedplate.host.v1.EnrolmentService/RevokeHost": _OPERATORS,
+    "bedplate.host.v1.EnrolmentService/PublishRevocations": _OPERATORS,
 }
+
+# On the enrolment listener only, which asks for no certificate: the one-time token in the request is the proof.
+BY_TOKEN = frozenset({"bedplate.host.v1.JoinService/Enrol"})

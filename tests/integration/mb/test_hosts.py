@@ -1,10 +1,13 @@
 """`mb host` as an operator runs it: a process of its own, over mutual TLS, against a real scheduler."""
 
+import datetime
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fleet.identity import Role
+from fleet.enrolment import parse_token
+from fleet.identity import Identity, Role, TlsFiles
 from fleet.store.keyspace import cordon_key
 from fleet.store.memory import MemoryStore
 from mb.exits import Exit
@@ -41,3 +44,55 @@ async def test_what_cannot_be_cordoned(operator: Mb, mb: Mb) -> None:
     long = await operator.run("host", "cordon", "local", "--reason", "x" * 201, "--json")
     assert (long.code, long.error()["field"]) == (Exit.INVALID, "reason")
     assert (await mb.run("host", "cordon", "local", "--json")).error()["code"] == "role_not_permitted"
+
+
+async def test_a_host_is_enrolled(operator: Mb, mb: Mb, fleet: Fleet, tmp_path: Path) -> None:
+    """Operator's token to host's files in two commands; the secret is on stdout only, and the key for its owner's eyes."""
+    token = await operator.run("host", "token", "rack1-07", "--ttl", "5m")
+    assert (token.code, len(token.stdout.splitlines())) == (Exit.OK, 1)
+    assert token.stdout.strip() not in token.stderr
+    file, out = tmp_path / "token", tmp_path / "etc"
+    file.write_text(token.stdout)
+    arguments = ("host", "enrol", "--token-file", file, "--scheduler", fleet.enrolment_address, "--out", out)
+    done = await mb.run(*arguments)
+    assert (done.code, 'host_id = "rack1-07"' in done.stdout, "next: mb host doctor" in done.stdout) == (
+        Exit.OK,
+        True,
+        True,
+    )
+    files = TlsFiles(out / "ca.crt", out / "host.crt", out / "host.key")
+    files.check(Identity(Role.HOST, "rack1-07"), datetime.datetime.now(datetime.UTC))
+    assert files.key.stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in out.iterdir()) == ["ca.crt", "host.crt", "host.key"]
+    assert (await mb.run(*arguments, "--json")).error()["code"] == "files_exist"
+    assert (await mb.run(*arguments, "--force", "--json")).error()["code"] == "token_used"
+
+
+async def test_a_scheduler_of_another_authority_gets_no_secret(
+    operator: Mb, mb: Mb, fleet: Fleet, tmp_path: Path
+) -> None:
+    """A token that names another authority is not sent: the mismatch is told before anything is asked."""
+    token = parse_token((await operator.run("host", "token", "rack1-07", "--json")).value()["token"])
+    (tmp_path / "token").write_text(replace(token, ca_sha256="0" * 64).render())
+    arguments = [
+        "host",
+        "enrol",
+        "--token-file",
+        tmp_path / "token",
+        "--out",
+        tmp_path / "etc",
+        "--json",
+        "--scheduler",
+    ]
+    refused = await mb.run(*arguments, fleet.enrolment_address)
+    assert (refused.code, refused.error()["code"]) == (Exit.ERROR, "authority_mismatch")
+    assert not (tmp_path / "etc").exists()
+    for address, code, exit_code in (
+        ("127.0.0.1:1", "unreachable", Exit.UNREACHABLE),
+        ("nowhere", "address_invalid", Exit.INVALID),
+    ):
+        ended = await mb.run(*arguments, address)
+        assert (ended.code, ended.error()["code"]) == (exit_code, code)
+    (tmp_path / "token").write_text("noise")
+    wrong = await mb.run(*arguments, fleet.enrolment_address)
+    assert (wrong.code, wrong.error()["code"]) == (Exit.INVALID, "token_invalid")

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from bedplate.content.v1 import content_pb2_grpc
+from bedplate.host.v1 import enrolment_pb2_grpc
 from bedplate.host.v1 import service_pb2 as host_pb2
 from bedplate.host.v1 import service_pb2_grpc as host_grpc
 from bedplate.sandbox.v1 import service_pb2_grpc as sandbox_grpc
@@ -34,6 +35,7 @@ from provisioning.embedded.etcd import LOOPBACK, free_ports
 from provisioning.embedded.pki import EMBEDDED_HOST, tls_files
 from scheduler.__main__ import Config, serve
 from scheduler.cycle import Cycle
+from scheduler.issuer import EnrolmentConfig
 from scheduler.state import FleetState
 from tests.unit.scheduler.build import NOW_MS, host, host_puts
 
@@ -88,6 +90,10 @@ class Client:
     def hosts(self) -> Any:
         return host_grpc.HostServiceStub(self.channel)
 
+    @property
+    def enrolment(self) -> Any:
+        return enrolment_pb2_grpc.EnrolmentServiceStub(self.channel)
+
 
 class Fleet:
     """A scheduler that serves on `address`, with clients by role."""
@@ -95,7 +101,7 @@ class Fleet:
     def __init__(self, store: Store, pki: Path) -> None:
         self.store = store
         self.pki = pki
-        self.address = f"{LOOPBACK}:{free_ports(1)[0]}"
+        self.address, self.enrolment_address = (f"{LOOPBACK}:{port}" for port in free_ports(2))
         self._channels: list[grpc.aio.Channel] = []
 
     def client(self, role: Role, name: str) -> Client:
@@ -140,7 +146,8 @@ class Fleet:
         """Serves within the context."""
         stop = asyncio.Event()
         files = tls_files(self.pki, Role.SCHEDULER, "scheduler")
-        config = Config(self.address, (), files, name="under-test")
+        enrolment = EnrolmentConfig(self.enrolment_address, self.pki / "ca.key")
+        config = Config(self.address, (), files, name="under-test", enrolment=enrolment)
         server = asyncio.create_task(serve(config, self.store, stop))
         try:
             yield self

@@ -9,14 +9,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 
+import grpc
 import pytest
 
 from bedplate.sandbox.v1 import service_pb2
 from fleet.codec import to_message
 from fleet.identity import SCHEDULER_SERVER_NAME, KeyPair, Role, host_server_name
+from fleet.rpc import channel_options
 from fleet.store.memory import MemoryStore
 from hostd.api.permissions import PERMISSIONS as HOSTD_PERMISSIONS
 from provisioning.embedded.pki import EMBEDDED_HOST
+from scheduler.api.permissions import BY_TOKEN as SCHEDULER_BY_TOKEN
 from scheduler.api.permissions import PERMISSIONS as SCHEDULER_PERMISSIONS
 from tests.integration.callers import Callers, admitted, every_method, has_field, outcome_of, request_of
 from tests.integration.scheduler.hosting import running_hostd
@@ -41,6 +44,10 @@ SCHEDULER = {
     "bedplate.host.v1.HostService/ListHosts": "operator",
     "bedplate.host.v1.HostService/CordonHost": "operator",
     "bedplate.host.v1.HostService/UncordonHost": "operator",
+    "bedplate.host.v1.EnrolmentService/CreateToken": "operator",
+    "bedplate.host.v1.EnrolmentService/RenewCertificate": "host",
+    "bedplate.host.v1.EnrolmentService/RevokeHost": "operator",
+    "bedplate.host.v1.EnrolmentService/PublishRevocations": "operator",
 }
 HOSTD = {
     "bedplate.sandbox.v1.OutputService/ReadOutput": "scheduler",
@@ -49,6 +56,8 @@ HOSTD = {
     "bedplate.content.v1.ContentService/FetchSource": "host, scheduler",
     "bedplate.content.v1.ContentService/FetchArtifact": "scheduler",
 }
+# On the scheduler's enrolment listener, which asks nobody for a certificate.
+BY_TOKEN = {"bedplate.host.v1.JoinService/Enrol"}
 # What a tenant may call without naming a tenant or a sandbox of its own: nothing so far.
 TENANTLESS: frozenset[str] = frozenset()
 THREAT_MODEL = Path(__file__).parents[3] / "docs" / "threat-model.md"
@@ -87,12 +96,29 @@ async def test_hostd_admits_whom_the_table_names(pki: Path, callers: Callers, tm
     assert found == written(HOSTD)
 
 
+async def test_the_enrolment_listener_serves_one_method(pki: Path) -> None:
+    """Whoever connects, without a certificate, reaches the method that asks for a token, and nothing else at all."""
+    async with serving(pki) as fleet:
+        options = channel_options(SCHEDULER_SERVER_NAME)
+        trust = grpc.ssl_channel_credentials((pki / "ca.crt").read_bytes())
+        async with grpc.aio.secure_channel(fleet.enrolment_address, trust, options=options) as channel:
+            found = {
+                name: (await outcome_of(channel, method, request_of(method)))[0]
+                for name, method in every_method().items()
+            }
+    assert {name: code for name, code in found.items() if code != "call_unimplemented"} == {
+        "bedplate.host.v1.JoinService/Enrol": "token_unknown"
+    }
+
+
 def test_the_tables_are_one() -> None:
     """What is written here, in the programs, and in the threat model is the same."""
     for table, permissions in ((SCHEDULER, SCHEDULER_PERMISSIONS), (HOSTD, HOSTD_PERMISSIONS)):
         assert {name: ", ".join(sorted(roles)) for name, roles in permissions.items()} == table
+    assert SCHEDULER_BY_TOKEN == BY_TOKEN
     rows = _ROW.findall(THREAT_MODEL.read_text())
-    wanted = {(program, name): roles for program, table in TABLES.items() for name, roles in table.items()}
+    tables = {**TABLES, "scheduler": SCHEDULER | dict.fromkeys(BY_TOKEN, "token")}
+    wanted = {(program, name): roles for program, table in tables.items() for name, roles in table.items()}
     assert {(program, name): roles for program, name, roles in rows} == wanted
     assert len(rows) == len(wanted)
 

@@ -50,7 +50,8 @@ VERBS = [
     "host cordon",
     "version",
 ]
-VERBS += ["pki init", "pki issue", "pki show"]
+VERBS += ["host uncordon", "host token", "host enrol", "host revoke"]
+VERBS += ["pki init", "pki issue", "pki show", "pki revoke", "pki publish"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

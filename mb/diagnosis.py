@@ -1,0 +1,69 @@
+"""Why a scheduler cannot be reached, said so that somebody can mend it: gRPC knows one word for a cable and for a certificate.
+
+Looks only after a call has failed: at the certificate's own files, then once at the connection and its handshake.
+"""
+
+import datetime
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from fleet.errors import BedplateError, InvalidSpecError, NotPermittedError, UnavailableError
+from fleet.identity import SCHEDULER_SERVER_NAME
+from mb.config import ClientConfig
+
+# A handshake takes a round trip or two; whoever needs longer is in trouble of another kind.
+HANDSHAKE_S = 5.0
+# A server says at once when it does not take a certificate; silence means that it did.
+LISTEN_S = 1.0
+
+
+@contextmanager
+def explained(config: ClientConfig) -> Iterator[None]:
+    """Within it, a scheduler that is unreachable raises the reason."""
+    try:
+        yield
+    except UnavailableError as error:
+        if error.code != "unreachable":
+            raise
+        raise explain(config) or error from error
+
+
+def explain(config: ClientConfig) -> BedplateError | None:
+    """The error behind `unreachable`, None when there is no more to say."""
+    try:
+        config.tls.inspect(datetime.datetime.now(datetime.UTC))
+    except BedplateError as error:
+        return error
+    peer = f"scheduler {config.scheduler}"
+    host, _, port = config.scheduler.rpartition(":")
+    context = ssl.create_default_context(cafile=config.tls.ca)
+    context.load_cert_chain(config.tls.certificate, config.tls.key)
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), HANDSHAKE_S) as plain,
+            context.wrap_socket(plain, server_hostname=SCHEDULER_SERVER_NAME) as wrapped,
+        ):
+            wrapped.settimeout(LISTEN_S)
+            with suppress(TimeoutError):
+                wrapped.recv(1)
+            return None
+    except ssl.SSLCertVerificationError as error:
+        message = f"{peer} is not one of this authority: {error.verify_message}"
+        next_step = f"check its address, its certificate, and that {config.tls.ca} is of its fleet"
+        return InvalidSpecError("server_untrusted", message, next_step, field="tls.ca")
+    except ssl.SSLError as error:
+        # An alert of the server's: it has seen the certificate and does not want it.
+        message = f"{peer} does not take {config.tls.certificate} ({error.reason or 'TLS failed'})"
+        next_step = "have one issued by its authority: mb pki issue"
+        return NotPermittedError("certificate_refused", message, next_step)
+    except (ConnectionResetError, BrokenPipeError):
+        message = f"{peer} ends the connection at the handshake"
+        return NotPermittedError(
+            "certificate_refused", message, "have a certificate issued by its authority: mb pki issue"
+        )
+    except OSError as error:
+        message = f"{peer} cannot be reached: {error.strerror or error}"
+        return UnavailableError("unreachable", message, "check its address and that it runs")

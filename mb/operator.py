@@ -1,0 +1,76 @@
+"""What operators ask of a scheduler about hosts and certificates: one method a call, every error one of fleet.errors."""
+
+from __future__ import annotations  # grpc.aio classes are generic in their stubs only
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from bedplate.host.v1 import enrolment_pb2, enrolment_pb2_grpc, service_pb2, service_pb2_grpc
+from fleet.codec import from_message
+from fleet.identity import SCHEDULER_SERVER_NAME
+from fleet.model.host import Host
+from fleet.rpc import open_channel, translated
+from mb.config import ClientConfig
+
+CALL_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class GivenToken:
+    """A token as text, and the end of its time in milliseconds since 1970."""
+
+    token: str
+    expires_at_ms: int
+
+
+class Operator:
+    """Calls to one scheduler under an operator's certificate."""
+
+    def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
+        self._peer = f"scheduler {address}"
+        # grpcio's generated stubs are typed for its synchronous twin.
+        self._hosts: Any = service_pb2_grpc.HostServiceStub(channel)
+        self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+
+    async def cordon_host(self, host_id: str, reason: str) -> Host:
+        """Nothing new is placed on it."""
+        request = service_pb2.CordonHostRequest(host_id=host_id, reason=reason)
+        with translated(self._peer):
+            return from_message(Host, await self._hosts.CordonHost(request, timeout=CALL_TIMEOUT_S))
+
+    async def uncordon_host(self, host_id: str) -> Host:
+        """It takes sandboxes again."""
+        request = service_pb2.UncordonHostRequest(host_id=host_id)
+        with translated(self._peer):
+            return from_message(Host, await self._hosts.UncordonHost(request, timeout=CALL_TIMEOUT_S))
+
+    async def create_token(self, host_id: str, ttl_s: int) -> GivenToken:
+        """A token with which one machine may join as that host, once, within `ttl_s`."""
+        request = enrolment_pb2.CreateTokenRequest(host_id=host_id, ttl_s=ttl_s)
+        with translated(self._peer):
+            reply = await self._enrolment.CreateToken(request, timeout=CALL_TIMEOUT_S)
+        return GivenToken(reply.token, reply.expires_at_ms)
+
+    async def revoke_host(self, host_id: str, reason: str) -> list[str]:
+        """Every certificate of that host is refused; the serials of those that schedulers have signed, in hex."""
+        request = enrolment_pb2.RevokeHostRequest(host_id=host_id, reason=reason)
+        with translated(self._peer):
+            return list((await self._enrolment.RevokeHost(request, timeout=CALL_TIMEOUT_S)).serials)
+
+    async def publish_revocations(self, crl: bytes) -> tuple[int, int]:
+        """The serials in the authority's list are refused; how many are new, and how many were known."""
+        request = enrolment_pb2.PublishRevocationsRequest(crl=crl)
+        with translated(self._peer):
+            reply = await self._enrolment.PublishRevocations(request, timeout=CALL_TIMEOUT_S)
+        return reply.added, reply.known
+
+
+@asynccontextmanager
+async def open_operator(config: ClientConfig) -> AsyncIterator[Operator]:
+    """An operator's calls to the configured scheduler; nothing is sent before the first."""
+    async with open_channel(config.scheduler, config.tls, SCHEDULER_SERVER_NAME) as channel:
+        yield Operator(channel, config.scheduler)
