@@ -121,6 +121,8 @@ def create_authority(now: datetime.datetime) -> KeyPair:
     builder = _certificate(name, name, key.public_key(), (now - BACKDATE, now + datetime.timedelta(days=CA_DAYS)))
     usage = _key_usage(is_authority=True)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    # Authorities have one name: where two are trusted, it is by their keys that a chain finds its own.
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     certificate = builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
     return KeyPair(certificate.public_bytes(serialization.Encoding.PEM), key_to_pem(key))
 
@@ -169,6 +171,8 @@ def certify(
     builder = _certificate(subject, issuer.subject, key, (now - BACKDATE, end))
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage(is_authority=False), critical=True)
+    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
+    builder = builder.add_extension(signer, critical=False)
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
     builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
     names = x509.SubjectAlternativeName(_alternative_names(identity, addresses))
@@ -203,6 +207,12 @@ def _parse_uri(uri: str) -> Identity:
     if (scheme, domain) != ("spiffe:", TRUST_DOMAIN) or not is_dns_label(name):
         raise ValueError(uri)
     return Identity(Role(role), name)
+
+
+def certificate_span(certificate: bytes) -> tuple[datetime.datetime, datetime.datetime]:
+    """When a PEM certificate of ours was issued, and when it ends, in UTC."""
+    parsed = x509.load_pem_x509_certificate(certificate)
+    return parsed.not_valid_before_utc + BACKDATE, parsed.not_valid_after_utc
 
 
 def _alternative_names(identity: Identity, addresses: Sequence[str]) -> list[x509.GeneralName]:

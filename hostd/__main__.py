@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from fleet.config import load_config
+from fleet.credentials import finish_install
 from fleet.errors import BedplateError, ConflictError, UnavailableError
 from fleet.identity import Identity, Role
 from fleet.model.ids import HostId
@@ -60,6 +61,7 @@ def main() -> int:
 
 
 async def _serve(config: HostdConfig) -> None:
+    finish_install(config.tls)
     config.tls.check(Identity(Role.HOST, config.host_id), datetime.datetime.now(datetime.UTC))
     lock = _hold_state(config.state_dir)
     stop = asyncio.Event()

@@ -39,13 +39,17 @@ class NetworkConfig:
 
 @dataclass(frozen=True, slots=True)
 class HostdConfig:
-    """One host's configuration. `qemu_user` is a name or a number; `advertise` is where others reach `listen`, if not there."""
+    """One host's configuration. `qemu_user` is a name or a number; `advertise` is where others reach `listen`, if not there.
+
+    `schedulers` are asked for a new certificate before this one ends.
+    """
 
     host_id: str
     etcd: tuple[str, ...]
     tls: TlsFiles
     listen: str = "0.0.0.0:7611"
     advertise: str = ""
+    schedulers: tuple[str, ...] = ()
     libvirt_uri: str = "qemu:///system"
     qemu_user: str = "libvirt-qemu"
     images_dir: Path = Path("/var/lib/bedplate/images")

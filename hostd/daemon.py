@@ -1,6 +1,7 @@
 """Puts the parts of hostd together and runs them. Decides nothing itself; the drivers are chosen by __main__."""
 
 import asyncio
+import datetime
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from hostd.reconcile.apply import Applier, Drivers, Images, Place
 from hostd.reconcile.loop import Reconciler
 from hostd.reconcile.session import Sessions
 from hostd.registration import Registration
+from hostd.renewal import Renewal
 from hostd.sourcing import LocalSources, Sourcing
 
 # What the record says is looked at again this often: images come and go, disks fill.
@@ -101,6 +103,7 @@ class _Daemon:
         self._parts = parts
         self._changes = Changes()
         self.revocations = Revocations()
+        self._renewal = Renewal(host_id, config.tls, config.schedulers, now)
         self._mirror = Mirror(parts.store, host_assignments(host_id))
         self._registration = Registration(parts.store, host_id, read_boot_id())
         prefix = interface.network.prefixlen
@@ -133,6 +136,7 @@ class _Daemon:
             self._registration.run(record),
             self._tell_sources(),
             follow_revocations(self._parts.store, self.revocations),
+            self._renewal.run(),
             self._refresh(address),
         ]
 
@@ -177,6 +181,11 @@ class _Daemon:
                 await self._registration.update(await self.describe(address))
             except BedplateError as error:
                 log.warning("host.unrefreshed", code=error.code, error=error.message)
+
+
+def now() -> datetime.datetime:
+    """The wall clock, in UTC."""
+    return datetime.datetime.now(datetime.UTC)
 
 
 def now_ms() -> int:

@@ -36,6 +36,10 @@ def explain(config: ClientConfig) -> BedplateError | None:
         config.tls.inspect(datetime.datetime.now(datetime.UTC))
     except BedplateError as error:
         return error
+    return _try_connection(config)
+
+
+def _try_connection(config: ClientConfig) -> BedplateError | None:
     peer = f"scheduler {config.scheduler}"
     host, _, port = config.scheduler.rpartition(":")
     context = ssl.create_default_context(cafile=config.tls.ca)
@@ -47,23 +51,23 @@ def explain(config: ClientConfig) -> BedplateError | None:
             context.wrap_socket(plain, server_hostname=SCHEDULER_SERVER_NAME) as wrapped,
         ):
             wrapped.settimeout(LISTEN_S)
+            # gRPC greets whom it takes, and hangs up on others without a word.
             with suppress(TimeoutError):
-                wrapped.recv(1)
+                return None if wrapped.recv(1) else _refused(config, "it hangs up")
             return None
     except ssl.SSLCertVerificationError as error:
         message = f"{peer} is not one of this authority: {error.verify_message}"
         next_step = f"check its address, its certificate, and that {config.tls.ca} is of its fleet"
         return InvalidSpecError("server_untrusted", message, next_step, field="tls.ca")
     except ssl.SSLError as error:
-        # An alert of the server's: it has seen the certificate and does not want it.
-        message = f"{peer} does not take {config.tls.certificate} ({error.reason or 'TLS failed'})"
-        next_step = "have one issued by its authority: mb pki issue"
-        return NotPermittedError("certificate_refused", message, next_step)
+        return _refused(config, error.reason or "TLS failed")
     except (ConnectionResetError, BrokenPipeError):
-        message = f"{peer} ends the connection at the handshake"
-        return NotPermittedError(
-            "certificate_refused", message, "have a certificate issued by its authority: mb pki issue"
-        )
+        return _refused(config, "it hangs up")
     except OSError as error:
         message = f"{peer} cannot be reached: {error.strerror or error}"
         return UnavailableError("unreachable", message, "check its address and that it runs")
+
+
+def _refused(config: ClientConfig, how: str) -> NotPermittedError:
+    message = f"scheduler {config.scheduler} does not take {config.tls.certificate}: {how}"
+    return NotPermittedError("certificate_refused", message, "have one issued by its authority: mb pki issue")

@@ -30,6 +30,8 @@ def start_etcd(folder: Path, pki: Path, client_port: int, peer_port: int) -> Pro
     files = tls_files(pki, Role.STORE, "etcd")
     client_url, peer_url = f"https://{LOOPBACK}:{client_port}", f"https://{LOOPBACK}:{peer_port}"
     folder.mkdir(parents=True, exist_ok=True)
+    revoked = files.ca.with_suffix(".crl")
+    lists = [f"--client-crl-file={revoked}", f"--peer-crl-file={revoked}"] if revoked.exists() else []
     arguments = [
         "etcd",
         "--name=embedded",
@@ -51,6 +53,7 @@ def start_etcd(folder: Path, pki: Path, client_port: int, peer_port: int) -> Pro
         "--auto-compaction-mode=periodic",
         "--auto-compaction-retention=1h",
         "--logger=zap",
+        *lists,
     ]
     return start_program("etcd", arguments, folder / "log", lambda: _is_serving(client_port, files))
 

@@ -4,6 +4,7 @@ import datetime
 from pathlib import Path
 
 from fleet.identity import Identity, KeyPair, Role, TlsFiles, create_authority, issue_certificate
+from fleet.revocation import make_list
 
 EMBEDDED_TENANT = "demo"
 EMBEDDED_HOST = "local"
@@ -26,6 +27,7 @@ def create_pki(folder: Path) -> None:
     (folder / "ca.crt").write_bytes(authority.certificate)
     (folder / "ca.key").touch(0o600)
     (folder / "ca.key").write_bytes(authority.key)
+    (folder / "ca.crl").write_bytes(make_list(authority, {}, now))
     for identity in _IDENTITIES:
         add_certificate(folder, authority, identity, now)
 

@@ -221,3 +221,20 @@ async def test_the_store_outlives_a_certificate(tmp_path: Path) -> None:
     finally:
         await store.close()
         etcd.stop()
+
+
+async def test_one_authority_takes_over_from_another(tmp_path: Path) -> None:
+    """While both are in the authority file, certificates of either are good on either side."""
+    place = Place(tmp_path)
+    old, new = place.authority, create_authority(now())
+    for trusted in (old.certificate + new.certificate, new.certificate + old.certificate):
+        (tmp_path / "ca.crt").write_bytes(trusted)
+        for servers in (old, new):
+            place.authority = servers
+            async with serving(place) as (address, _):
+                for clients in (old, new):
+                    place.authority = clients
+                    channel = live_channel(address, LiveCredentials(place.issue(TENANT)), SCHEDULER_SERVER_NAME, HANG_S)
+                    stub = content_pb2_grpc.ContentServiceStub(channel.get())
+                    assert (await stub.HasSource(content_pb2.HasSourceRequest(), timeout=HANG_S)).is_held
+                    await channel.close()

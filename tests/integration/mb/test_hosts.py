@@ -3,14 +3,17 @@
 import datetime
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fleet.credentials import install
 from fleet.enrolment import parse_token
-from fleet.identity import Identity, Role, TlsFiles
+from fleet.identity import Identity, KeyPair, Role, TlsFiles, create_authority, issue_certificate
 from fleet.store.keyspace import cordon_key
 from fleet.store.memory import MemoryStore
 from mb.exits import Exit
+from provisioning.embedded.pki import create_pki, tls_files
 from tests.integration.mb.parts import Mb
 from tests.integration.scheduler.parts import Fleet, ObedientHost
 
@@ -96,3 +99,76 @@ async def test_a_scheduler_of_another_authority_gets_no_secret(
     (tmp_path / "token").write_text("noise")
     wrong = await mb.run(*arguments, fleet.enrolment_address)
     assert (wrong.code, wrong.error()["code"]) == (Exit.INVALID, "token_invalid")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Certificates that a test may withdraw."""
+    create_pki(tmp_path / "own")
+    return tmp_path / "own"
+
+
+async def test_a_certificate_is_withdrawn(store: MemoryStore, own: Path, tmp_path: Path) -> None:
+    """In the folder, then in the fleet: the tenant is told so and with which exit code; both commands are safe to repeat."""
+    async with Fleet(store, own).running() as fleet:
+        await fleet.answers()
+        operator, tenant = Mb(fleet, tmp_path, Role.OPERATOR, "operator"), Mb(fleet, tmp_path)
+        assert (await tenant.run("ls")).code == Exit.OK
+        assert (await operator.run("pki", "publish", own)).stdout == "0 newly refused, 0 refused before\n"
+        for _ in range(2):
+            done = await operator.run("pki", "revoke", own, "tenant-demo", "--json")
+            assert (done.code, done.value()["entries"]) == (Exit.OK, 1)
+        assert (await operator.run("pki", "publish", own, "--json")).value() == {"added": 1, "known": 0}
+        assert (await operator.run("pki", "publish", own, "--json")).value() == {"added": 0, "known": 1}
+        refused = await tenant.run("ls", "--json")
+        assert (refused.code, refused.error()["code"]) == (Exit.ERROR, "certificate_revoked")
+
+
+async def test_a_host_is_revoked(operator: Mb, fleet: Fleet, tmp_path: Path) -> None:
+    """With the serials that schedulers have signed for it, to be put into etcd's list, and by hand where there is none."""
+    token = await operator.run("host", "token", "rack1-07")
+    (tmp_path / "token").write_text(token.stdout)
+    arguments = ("--token-file", tmp_path / "token", "--scheduler", fleet.enrolment_address, "--out", tmp_path / "etc")
+    await operator.run("host", "enrol", *arguments)
+    shown = await operator.run("pki", "show", tmp_path / "etc" / "host.crt", "--json")
+    done = await operator.run("host", "revoke", "rack1-07", "--reason", "stolen")
+    assert f"mb pki revoke FOLDER --serial {shown.value()['serial']}" in done.stdout
+    assert (await operator.run("host", "revoke", "gone", "--json")).error()["code"] == "host_unknown"
+
+
+def rewrite(files: TlsFiles, authority: KeyPair, **changes: Any) -> None:
+    """Replaces a certificate by one that something is wrong with."""
+    now = datetime.datetime.now(datetime.UTC)
+    install(files, issue_certificate(authority, Identity(Role.TENANT, "demo"), changes.get("now", now)))
+
+
+async def test_a_certificate_that_is_wrong_is_named(store: MemoryStore, own: Path, tmp_path: Path) -> None:
+    """Expired, of another authority, or trusting another one: each is told as what it is, not as a scheduler that is away."""
+    now = datetime.datetime.now(datetime.UTC)
+    authority, foreign = KeyPair((own / "ca.crt").read_bytes(), (own / "ca.key").read_bytes()), create_authority(now)
+    async with Fleet(store, own).running() as fleet:
+        await fleet.answers()
+        elsewhere = tmp_path / "elsewhere"
+        create_pki(elsewhere)
+        whole, tenant = Mb(fleet, tmp_path), tls_files(own, Role.TENANT, "demo")
+
+        async def error_of(mb: Mb) -> tuple[int, str]:
+            ended = await mb.run("ls", "--json")
+            assert "ipv4:" not in ended.stderr
+            return ended.code, ended.error()["code"]
+
+        rewrite(tenant, authority, now=now - datetime.timedelta(days=400))
+        assert await error_of(whole) == (Exit.INVALID, "certificate_expired")
+        rewrite(tenant, foreign)
+        assert await error_of(whole) == (Exit.INVALID, "certificate_foreign")
+        fleet.pki = elsewhere
+        assert await error_of(Mb(fleet, tmp_path)) == (Exit.INVALID, "server_untrusted")
+        # A client that trusts this fleet and comes from another: the server is the one that refuses.
+        both = elsewhere / "ca.crt"
+        both.write_bytes(both.read_bytes() + authority.certificate)
+        assert await error_of(Mb(fleet, tmp_path)) == (Exit.ERROR, "certificate_refused")
+        fleet.pki = own
+    rewrite(tenant, authority)
+    ended = await Mb(fleet, tmp_path).run("ls", "--json")
+    assert (ended.code, ended.error()["code"]) == (Exit.UNREACHABLE, "unreachable")
+    assert "Connection refused" in ended.error()["message"]

@@ -28,7 +28,9 @@ HANG_S = 20.0
 
 
 @asynccontextmanager
-async def running_hostd(pki: Path, folder: Path, store: Store | None = None) -> AsyncIterator[str]:
+async def running_hostd(
+    pki: Path, folder: Path, store: Store | None = None, schedulers: tuple[str, ...] = ()
+) -> AsyncIterator[str]:
     """hostd serves within the context; gives its address."""
     folder.mkdir()
     host_id, tls, address = (
@@ -36,7 +38,9 @@ async def running_hostd(pki: Path, folder: Path, store: Store | None = None) -> 
         tls_files(pki, Role.HOST, EMBEDDED_HOST),
         f"{LOOPBACK}:{free_ports(1)[0]}",
     )
-    config = HostdConfig(host_id, (), tls, listen=address, state_dir=folder, run_dir=folder, log_dir=folder)
+    config = HostdConfig(
+        host_id, (), tls, listen=address, state_dir=folder, run_dir=folder, log_dir=folder, schedulers=schedulers
+    )
     store = store or MemoryStore(monotonic)
     hypervisor, images, sources = SimulatedHypervisor(), ImageStore(folder / "images"), SourceStore(folder / "sources")
     links, sourcing = SimulatedLinks(hypervisor), Sourcing(host_id, store, sources, tls)
