@@ -29,6 +29,7 @@ from fleet.errors import (
     UnavailableError,
 )
 from fleet.identity import Identity, Role, parse_identity
+from fleet.model.ids import is_dns_label
 from fleet.revocation import Revocations
 
 # The roles that may call each method, by its full name "package.Service/Method".
@@ -44,6 +45,8 @@ OPEN_PERMISSIONS: Permissions = {
 }
 
 ERROR_KEY = "bedplate-error-bin"
+# For whom the scheduler calls a host, "tenant/lab": for the host's events, never for a decision.
+ACTOR_KEY = "bedplate-actor"
 # An error travels in HTTP/2 headers, of which a peer takes 8 KiB in all; percent-encoding makes up to 12 bytes of a character.
 ERROR_MESSAGE_CHARS_MAX = 400
 ERROR_FIELD_CHARS_MAX = 160
@@ -64,6 +67,22 @@ def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
     """Who calls; raises NotPermittedError when the certificate carries no identity."""
     (certificate,) = context.auth_context().get("x509_pem_cert", (b"",))
     return parse_identity(certificate)
+
+
+def actor_name(identity: Identity) -> str:
+    """An identity as events name it: "tenant/lab"."""
+    return f"{identity.role}/{identity.name}"
+
+
+def actor_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """On whose behalf a call is made: the caller's own, or whom the scheduler names when it passes a call on."""
+    caller = caller_of(context)
+    if caller.role is Role.SCHEDULER:
+        named = dict(context.invocation_metadata() or ()).get(ACTOR_KEY, "")
+        role, _, name = str(named).partition("/")
+        if role in (Role.OPERATOR, Role.TENANT) and is_dns_label(name):
+            return str(named)
+    return actor_name(caller)
 
 
 class Gatekeeper(grpc.aio.ServerInterceptor):

@@ -7,7 +7,7 @@ from __future__ import annotations  # grpc.aio classes are generic in their stub
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -35,6 +35,8 @@ KEEPALIVE_MS = 20_000
 # after 90 s).
 RECONNECT_MS_MAX = 2_000
 STOP_GRACE_S = 5.0
+# A status that gRPC has received is handed out within one round of the event loop.
+STATUS_WAIT_S = 1.0
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -190,6 +192,65 @@ def error_from_call(error: CallFailed, peer: str) -> BedplateError:
             "unreachable", f"{peer} cannot be reached: {message}", "check its address and that it runs"
         )
     return BedplateError(f"call_{status.name.lower()}", f"{peer}: {message}", f"see the log of {peer}")
+
+
+async def responses(call: Any) -> AsyncGenerator[Any, None]:
+    """All messages of a call whose requests come from an iterator, then its error by the peer's word, if it has one.
+
+    A write that crosses the end makes grpc.aio say INTERNAL, also where the peer ended well and where its status was there before
+    (https://github.com/grpc/grpc/issues/36066); `call.read()` then loses what has arrived and was not read, iteration does not.
+    """
+    end = _CallEnd(call)
+    try:
+        async for message in call:
+            yield message
+    except grpc.aio.AioRpcError as error:
+        said = await end.reread(error)
+        if said is not None:
+            raise said from error
+
+
+class _CallEnd:
+    """How a call ended by its peer's word, noted as it arrives."""
+
+    def __init__(self, call: Any) -> None:
+        self._error: grpc.aio.AioRpcError | None = None
+        self._is_known = asyncio.Event()
+        call.add_done_callback(self._note)
+
+    async def reread(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError | None:
+        """What should have been raised instead of `error`: the peer's error, or None when the peer ended well."""
+        if _is_peers(error.code(), error.trailing_metadata()):
+            return error
+        try:
+            async with asyncio.timeout(STATUS_WAIT_S):
+                await self._is_known.wait()
+        except TimeoutError:
+            return error
+        return self._error
+
+    def _note(self, call: Any) -> None:
+        reads = (call.code, call.initial_metadata, call.trailing_metadata, call.details)
+        code, initial, trailing, details = (_at_once(read()) for read in reads)
+        if not self._is_known.is_set() and code is not None and _is_peers(code, trailing):
+            if code is not grpc.StatusCode.OK:
+                self._error = grpc.aio.AioRpcError(code, initial, trailing, details)
+            self._is_known.set()
+
+
+def _is_peers(code: grpc.StatusCode, trailing: Any) -> bool:
+    # Our servers' own INTERNAL carries ERROR_KEY.
+    return code is not grpc.StatusCode.INTERNAL or bool(trailing)
+
+
+def _at_once(coroutine: Any) -> Any:
+    # A call that has ended answers without waiting; a task for it would run when the answer is overwritten.
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    return None
 
 
 @contextmanager

@@ -33,12 +33,15 @@ from fleet.telemetry import configure_logging
 from scheduler.api.channels import HostChannels
 from scheduler.api.content import ContentService
 from scheduler.api.enrolment import EnrolmentService, JoinService
+from scheduler.api.execs import ExecService
 from scheduler.api.failures import FailureLimit
 from scheduler.api.hosts import HostService
 from scheduler.api.output import OutputService
 from scheduler.api.permissions import BY_TOKEN, PERMISSIONS
 from scheduler.api.revocation import Revoker
 from scheduler.api.sandboxes import SandboxService
+from scheduler.api.secret_values import SecretService
+from scheduler.api.usage import UsageService
 from scheduler.cycle import Cycle
 from scheduler.issuer import EnrolmentConfig, Issuer
 from scheduler.state import FleetState
@@ -116,6 +119,9 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     def register(server: grpc.aio.Server) -> None:
         sandbox_grpc.add_SandboxServiceServicer_to_server(SandboxService(store, state, _now_ms), server)
         sandbox_grpc.add_OutputServiceServicer_to_server(OutputService(state, channels), server)
+        sandbox_grpc.add_ExecServiceServicer_to_server(ExecService(state, channels), server)
+        sandbox_grpc.add_SecretServiceServicer_to_server(SecretService(state, channels), server)
+        sandbox_grpc.add_UsageServiceServicer_to_server(UsageService(state, channels), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
         host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)
         enrolment_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)

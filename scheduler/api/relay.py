@@ -3,20 +3,23 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
 
 from fleet.errors import UnavailableError
+from fleet.gatekeeper import ACTOR_KEY, actor_name, caller_of
 from fleet.identity import Identity
 from fleet.model.ids import HostId
-from fleet.rpc import caller_of, translated
+from fleet.rpc import responses, translated
 
 # A host reads its own disk: half a minute without a chunk means that it is stuck or gone.
 IDLE_S = 30.0
 # The largest source or artifact over a slow line; idle limits end everything that does not move long before.
 TRANSFER_S = 3600.0
+# A call that a host answers from memory.
+CALL_S = 10.0
 
 
 class Slots:
@@ -42,6 +45,11 @@ class Slots:
             del self._taken[caller]
 
 
+def on_behalf_of(caller: Identity) -> tuple[tuple[str, str], ...]:
+    """The metadata that tells a host for whom the scheduler calls, for its events."""
+    return ((ACTOR_KEY, actor_name(caller)),)
+
+
 @contextmanager
 def calling(host_id: HostId) -> Iterator[None]:
     """Within it, a failed call to the host raises its error, and so does one whose channel was closed under it."""
@@ -63,9 +71,10 @@ async def relay(call: Any, host_id: HostId, context: Any, idle_s: float | None =
     """
     context.add_done_callback(lambda _context: call.cancel())
     try:
-        with calling(host_id):
-            while (message := await _read(call, idle_s)) is not grpc.aio.EOF:
-                yield message
+        async with aclosing(responses(call)) as messages:
+            with calling(host_id):
+                while (message := await _next(messages, idle_s)) is not grpc.aio.EOF:
+                    yield message
     except TimeoutError as error:
         message = f"host {host_id} sent nothing for {idle_s} s"
         raise UnavailableError("host_silent", message, "try again; see the host's log") from error
@@ -73,6 +82,6 @@ async def relay(call: Any, host_id: HostId, context: Any, idle_s: float | None =
         call.cancel()
 
 
-async def _read(call: Any, idle_s: float | None) -> Any:
+async def _next(messages: AsyncIterator[Any], idle_s: float | None) -> Any:
     async with asyncio.timeout(idle_s):
-        return await call.read()
+        return await anext(messages, grpc.aio.EOF)
