@@ -25,6 +25,17 @@ SOURCE_BYTES_MAX = 2 * 1024**3
 # Everything the guest is told travels in one header of the guest link (16 KiB, docs/guest-link.md) as JSON. Its numbers, keys and
 # digests take under 6 KiB for the most agents and sources; this is what stays for names, commands, environments and paths.
 CONFIGURATION_BYTES_MAX = 10 * 1024
+# A command holds the prompt as an argument, so a longer one could never be ordered.
+PROMPT_BYTES_MAX = CONFIGURATION_BYTES_MAX
+# A start a minute for as long as the longest timeout is 43,200; past this a number is a typing error.
+RESTARTS_MAX = 100_000
+# Each is a file of the guest's memory and a frame of the guest link: credentials of a unit of work, not a store of them.
+SECRETS_MAX = 32
+# What mb reads, a frame of the guest link carries (256 KiB), and the scheduler and a host hold in memory on the way.
+SECRET_BYTES_MAX, SECRETS_BYTES_MAX = 64 * 1024, 256 * 1024
+# What turns a prompt into an agent's command is mb's; a spec keeps the name. `custom` has a command of its own.
+CUSTOM = "custom"
+HARNESSES = ("claude-code", "opencode", "gemini-cli", "codex", CUSTOM)
 TIMEOUT_S_MAX = 30 * 24 * 3600.0
 GRACE_PERIOD_S_MAX = 600.0
 AGENT_MEMORY_MIB_MIN = 16
@@ -35,6 +46,10 @@ QUOTED_CHARS_MAX = 80
 
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}:[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+# A file's name in the guest and the stem of a variable (NAME_FILE).
+_SECRET_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+# tmux turns . and : into _, and takes a leading - for an option.
+_SESSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
 # NUL ends a string in the kernel; lone surrogates stand for variables and file names that are no UTF-8, and protobuf takes none.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -68,6 +83,12 @@ _RESERVED_TREES = (
 )
 
 
+_UNBUILT_MODES = {
+    NetworkMode.ALLOW: "no host can let only listed destinations through yet",
+    NetworkMode.BRIDGED: "bridged needs a host whose policy offers its network to guests, and no host has such a policy",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class FieldRefusal:
     """One field that cannot be had as written: which, why, and what to do instead."""
@@ -85,7 +106,7 @@ def refusals(spec: SandboxSpec) -> tuple[FieldRefusal, ...]:
         *_check_resources(spec),
         *_check_network(spec),
         *_check_sources(spec.sources),
-        *_check_agents(spec.agents),
+        *_check_agents(spec),
         *_check_configuration(spec),
         *_check_rest(spec),
     )
@@ -94,6 +115,11 @@ def refusals(spec: SandboxSpec) -> tuple[FieldRefusal, ...]:
 def is_label(name: str, value: str) -> bool:
     """Whether this may be a host's label, or one that a sandbox requires; the value may be empty."""
     return _LABEL.fullmatch(name) is not None and (not value or _LABEL.fullmatch(value) is not None)
+
+
+def is_secret_name(text: str) -> bool:
+    """Whether `text` may name a secret: 1 to 64 of A-Z, 0-9 and _, no digit first."""
+    return _SECRET_NAME.fullmatch(text) is not None
 
 
 def _check_names(spec: SandboxSpec) -> Iterator[FieldRefusal]:
@@ -118,13 +144,15 @@ def _check_resources(spec: SandboxSpec) -> Iterator[FieldRefusal]:
 
 def _check_network(spec: SandboxSpec) -> Iterator[FieldRefusal]:
     network = spec.network
-    if network.mode not in (NetworkMode.NONE, NetworkMode.CLOSED):
-        message = f"mode {network.mode} is not enforceable on any host"
-        yield _unbuilt("network.mode", message, "use closed (a device from which nothing passes) or none")
+    if network.mode in _UNBUILT_MODES:
+        next_step = "use closed (a device from which nothing passes) or none"
+        yield _unbuilt("network.mode", _UNBUILT_MODES[network.mode], next_step)
     if network.egress_allow:
-        yield _unbuilt("network.egress_allow", "not enforceable on any host", "leave it empty until egress exists")
+        message = "no host can hold a guest to a list of destinations yet"
+        yield _unbuilt("network.egress_allow", message, "leave it empty: nothing leaves the sandbox")
     if network.forwards:
-        yield _unbuilt("network.forwards", "not enforceable on any host", "leave it empty")
+        message = "no host can lead one of its ports into a guest yet"
+        yield _unbuilt("network.forwards", message, "leave it empty: nothing reaches the sandbox")
 
 
 def _check_sources(sources: tuple[Source, ...]) -> Iterator[FieldRefusal]:
@@ -151,14 +179,24 @@ def _check_guest_path(field: str, path: str) -> Iterator[FieldRefusal]:
         yield _wrong(field, f"{path} belongs to the system of the guest", "use another path, for example /workspace")
 
 
-def _check_agents(agents: tuple[Agent, ...]) -> Iterator[FieldRefusal]:
-    if not 1 <= len(agents) <= AGENTS_MAX:
-        yield _wrong("agents", f"{len(agents)} agents are not 1 to {AGENTS_MAX}", "name at least one agent to run")
+def _check_agents(spec: SandboxSpec) -> Iterator[FieldRefusal]:
+    agents = spec.agents
+    if not agents:
+        yield _wrong("agents", "there is no agent to run", "name at least one")
+    if len(agents) > AGENTS_MAX:
+        yield _wrong("agents", f"{len(agents)} agents are more than {AGENTS_MAX}", "share them out over sandboxes")
     names = [agent.name for agent in agents]
     if len(set(names)) < len(names):
         yield _wrong("agents", "two agents have the same name", "give each a name of its own")
+    sessions = [agent.session for agent in agents if agent.session]
+    if len(set(sessions)) < len(sessions):
+        yield _wrong("agents", "two agents have the same session", "give each a session of its own")
     for index, agent in enumerate(agents[:AGENTS_MAX]):
-        yield from _check_agent(f"agents[{index}]", agent)
+        field = f"agents[{index}]"
+        yield from _check_agent(field, agent)
+        yield from _check_lives(field, agent)
+        yield from _check_agent_limits(field, agent)
+        yield from _check_share(field, agent, spec)
 
 
 def _check_agent(field: str, agent: Agent) -> Iterator[FieldRefusal]:
@@ -166,22 +204,44 @@ def _check_agent(field: str, agent: Agent) -> Iterator[FieldRefusal]:
         yield _wrong(
             f"{field}.name", f"{_quote(agent.name)} is no DNS label", "use 1 to 63 characters of a-z, 0-9 and -"
         )
-    if agent.harness != "custom":
-        message = f"harness {_quote(agent.harness)} is in no image yet"
-        yield _unbuilt(f"{field}.harness", message, 'use harness = "custom" with a command')
-    elif agent.prompt:
+    if agent.harness not in HARNESSES:
+        message = f"harness {_quote(agent.harness)} is not known"
+        yield _wrong(f"{field}.harness", message, f"use one of {', '.join(HARNESSES)}")
+    if agent.prompt and agent.harness == CUSTOM:
         yield _wrong(f"{field}.prompt", "a custom agent takes its prompt as an argument", "write it into the command")
+    elif not _is_text(agent.prompt):
+        yield _wrong(f"{field}.prompt", "it holds a NUL or no UTF-8", "write text")
+    elif len(agent.prompt.encode()) > PROMPT_BYTES_MAX:
+        message = f"it is longer than {PROMPT_BYTES_MAX // 1024} KiB"
+        yield _wrong(f"{field}.prompt", message, "put long texts in a file of the source")
     if not agent.command or not agent.command[0] or not all(map(_is_text, agent.command)):
         yield _wrong(f"{field}.command", "there is no program to run", "write a list or a shell line")
-    yield from _check_agent_limits(field, agent)
     if not agent.workdir.startswith("/") or len(agent.workdir) > PATH_CHARS_MAX or not _is_text(agent.workdir):
         yield _wrong(f"{field}.workdir", "it is no absolute path", "write for example /workspace")
-    if agent.restart is not Restart.NO or agent.max_restarts:
-        yield _unbuilt(f"{field}.restart", "restarts are not built yet", 'use restart = "no"')
-    if agent.session:
-        yield _unbuilt(
-            f"{field}.session", "terminal sessions are not built yet", "leave it out; mb logs shows the output"
-        )
+
+
+def _check_lives(field: str, agent: Agent) -> Iterator[FieldRefusal]:
+    """Restarts and the session."""
+    yield from _check_range(f"{field}.max_restarts", agent.max_restarts, 0, RESTARTS_MAX)
+    if agent.restart is Restart.NO and 0 < agent.max_restarts <= RESTARTS_MAX:
+        next_step = 'write restart = "on-failure" or "always" with it, or leave it out'
+        yield _wrong(f"{field}.max_restarts", "nothing restarts this agent", next_step)
+    if agent.session and not _SESSION.fullmatch(agent.session):
+        message = f"{_quote(agent.session)} is no name of a session"
+        yield _wrong(f"{field}.session", message, "use 1 to 63 letters, digits, _ and -, no - first")
+
+
+def _check_share(field: str, agent: Agent, spec: SandboxSpec) -> Iterator[FieldRefusal]:
+    """What an agent has of its sandbox: memory and secrets."""
+    room = spec.resources.memory_mib
+    if MEMORY_MIB_MIN <= room < agent.memory_mib <= MEMORY_MIB_MAX:
+        message = f"{agent.memory_mib} is more than the sandbox's {room}"
+        yield _wrong(f"{field}.memory_mib", message, "give the agent less or the sandbox more")
+    taken = {f"{name}_FILE" for name in spec.secrets[:SECRETS_MAX]}
+    for index, variable in enumerate(agent.env[:ENV_MAX]):
+        if variable.name in taken:
+            message = f"{_quote(variable.name)} says where a secret lies"
+            yield _wrong(f"{field}.env[{index}]", message, "rename the variable or the secret")
 
 
 def _check_agent_limits(field: str, agent: Agent) -> Iterator[FieldRefusal]:
@@ -195,16 +255,15 @@ def _check_agent_limits(field: str, agent: Agent) -> Iterator[FieldRefusal]:
         if not _ENV_NAME.fullmatch(variable.name) or not _is_text(variable.value):
             message = f"{_quote(variable.name)} is no variable"
             yield _wrong(f"{field}.env[{index}]", message, "use letters, digits and _ in names, no NUL in values")
-
     names = [variable.name for variable in agent.env]
     if len(set(names)) < len(names):
         yield _wrong(f"{field}.env", "a variable is named twice", "name each once")
 
 
 def _check_configuration(spec: SandboxSpec) -> Iterator[FieldRefusal]:
-    strings = [source.guest_path for source in spec.sources]
+    strings = [*spec.secrets, *(source.guest_path for source in spec.sources)]
     for agent in spec.agents:
-        strings += [agent.name, agent.workdir, *agent.command]
+        strings += [agent.name, agent.workdir, agent.session, *agent.command]
         strings += [text for variable in agent.env for text in (variable.name, variable.value)]
     # As the link writes them: escaped, in quotes, with a comma and a bracket around each.
     if sum(len(json.dumps(text)) + 2 for text in strings) > CONFIGURATION_BYTES_MAX:
@@ -219,8 +278,14 @@ def _check_rest(spec: SandboxSpec) -> Iterator[FieldRefusal]:
         if not is_label(label.name, label.value):
             message = f"{_quote(label.name)} is no label"
             yield _wrong(f"require_labels[{index}]", message, "use letters, digits and . _ / - inside")
-    if spec.secrets:
-        yield _unbuilt("secrets", "no host can keep a secret out of reach of the guest yet", "leave them out")
+    if len(spec.secrets) > SECRETS_MAX:
+        yield _wrong("secrets", f"{len(spec.secrets)} secrets are more than {SECRETS_MAX}", "keep fewer")
+    for index, name in enumerate(spec.secrets[:SECRETS_MAX]):
+        if not is_secret_name(name):
+            message = f"{_quote(name)} is no name of a secret"
+            yield _wrong(f"secrets[{index}]", message, "use 1 to 64 of A-Z, 0-9 and _, no digit first")
+    if len(set(spec.secrets)) < len(spec.secrets):
+        yield _wrong("secrets", "a secret is named twice", "name each once")
 
 
 def _check_range(field: str, value: float, low: float, high: float) -> Iterator[FieldRefusal]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from fleet.model.admission import FieldRefusal
+from fleet.model.admission import AGENT_MEMORY_MIB_MIN, FieldRefusal
 from fleet.model.ids import Digest, is_dns_label
 from fleet.model.sandbox import (
     Agent,
@@ -32,6 +32,8 @@ DEFAULT_WORKDIR = "/workspace"
 # A jcard is a page, and admission bounds what it becomes. This only stops a wrong file from being read whole.
 FILE_BYTES_MAX = 1024 * 1024
 NAME_CHARS_MAX = 63
+# Where nothing is said and the sandbox has as much.
+AGENT_MEMORY_MIB = 2048
 
 _DEFAULTS = Resources()
 _DEFAULT_IMAGE = ImageRef()
@@ -61,7 +63,8 @@ def parse_jcard(text: str, folder: Path, environment: Mapping[str, str]) -> Jcar
     labels = tuple(Label(name, value) for name, value in root.variables("requires").items())
     tables = _agent_tables(root)
     workdir = shared[0].guest if shared and shared[0].guest else DEFAULT_WORKDIR
-    agents = _name_agents([_read_agent(table, folder, workdir, notes) for table in tables])
+    memory_mib = max(min(AGENT_MEMORY_MIB, resources.memory_mib), AGENT_MEMORY_MIB_MIN)
+    agents = _name_agents([_read_agent(table, folder, workdir, memory_mib, notes) for table in tables])
     root.finish()
     spec = SandboxSpec(name, image, resources, network, agents=agents, require_labels=labels, secrets=secrets)
     return Jcard(spec, shared, tuple(table.name for table in tables), tuple(dict.fromkeys(notes)), tuple(faults))
@@ -143,7 +146,7 @@ def _agent_tables(root: Table) -> list[Table]:
     return [one] if root.has("agent") else several
 
 
-def _read_agent(table: Table, folder: Path, workdir: str, notes: list[str]) -> Agent:
+def _read_agent(table: Table, folder: Path, workdir: str, memory_mib: int, notes: list[str]) -> Agent:
     if table.choice("type", ("sandboxed", "native"), "native") == "sandboxed":
         notes.append(_SANDBOXED)
     harness = table.choice("harness", HARNESSES, "claude-code")
@@ -161,7 +164,7 @@ def _read_agent(table: Table, folder: Path, workdir: str, notes: list[str]) -> A
         max_restarts=table.integer("max_restarts", 0),
         timeout_s=table.duration_s("timeout", 0.0),
         grace_period_s=table.duration_s("grace_period", 30.0),
-        memory_mib=table.size_mib("memory", 2048),
+        memory_mib=table.size_mib("memory", memory_mib),
         pids_max=table.integer("pid_limit", 512),
         session=table.text("session"),
     )

@@ -8,6 +8,7 @@ from fleet.model.admission import FieldRefusal, refusals
 from fleet.model.ids import Digest
 from fleet.model.sandbox import SandboxSpec, Source
 from mb.jcard.model import Jcard
+from mb.jcard.table import SHOWN_CHARS_MAX
 from mb.pack import Packed
 
 # Stands for a source that could not be packed, so that the rest can be judged; such a spec is never sent.
@@ -28,7 +29,7 @@ _AGENT_FIELDS = {
     "memory_mib": "memory",
     "pids_max": "pid_limit",
 }
-_INDEXED = re.compile(r"(agents|sources|require_labels)\[(\d+)\]\.?(.*)")
+_INDEXED = re.compile(r"(agents|sources|require_labels|secrets)\[(\d+)\]\.?(.*)")
 _ENV = re.compile(r"env\[(\d+)\]")
 
 
@@ -58,6 +59,8 @@ def to_jcard_field(jcard: Jcard, field: str) -> str:
     kind, index, rest = match.group(1), int(match.group(2)), match.group(3)
     if kind == "require_labels":
         return f"requires.{jcard.spec.require_labels[index].name}"
+    if kind == "secrets":
+        return f"secrets.{jcard.spec.secrets[index][:SHOWN_CHARS_MAX]}"
     if kind == "sources":
         return f"[[shared]][{index}]" + (".guest" if rest == "guest_path" else ".host")
     table = jcard.agent_fields[index]

@@ -22,7 +22,7 @@ from fleet.errors import (
     UnavailableError,
 )
 from fleet.identity import Role
-from fleet.model.sandbox import Agent, Resources, SandboxSpec
+from fleet.model.sandbox import Agent, Network, NetworkMode, Resources, SandboxSpec
 from fleet.rpc import error_from_call
 from fleet.store.keyspace import tombstone_key
 from fleet.store.memory import MemoryStore
@@ -148,7 +148,8 @@ async def test_a_refusal_reaches_the_client(demo: Client) -> None:
 BAD_SPECS = [
     (spec(name="No!"), "field_invalid", "name"),
     (spec(resources=Resources(vcpus=0, memory_mib=512, disk_mib=1024, gpus=1)), "field_invalid", "resources.vcpus"),
-    (spec(secrets=("KEY",)), "not_enforceable", "secrets"),
+    (spec(secrets=("key",)), "field_invalid", "secrets[0]"),
+    (spec(network=Network(NetworkMode.BRIDGED)), "not_enforceable", "network.mode"),
     (spec(sources=(source(),)), "source_missing", "sources[0].digest"),
 ]
 
@@ -280,7 +281,7 @@ async def test_a_store_that_is_away_is_waited_for(memory: MemoryStore, pki: Path
 
 async def test_a_large_listing_is_brief(demo: Client) -> None:
     """Long commands do not make a listing fail: they are left out there, and shown for one sandbox."""
-    long = replace(spec(0), agents=(Agent("worker", "custom", ("x" * 6_000,)),))
+    long = replace(spec(0), agents=(Agent("worker", "custom", ("x" * 6_000,), memory_mib=256),))
     for number in range(3):
         await demo.sandboxes.CreateSandbox(create(number, replace(long, name=f"box-{number}")))
     listed = await demo.sandboxes.ListSandboxes(service_pb2.ListSandboxesRequest())

@@ -7,7 +7,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fleet.codec import decode, encode
-from fleet.model.admission import AGENTS_MAX, CONFIGURATION_BYTES_MAX, SOURCES_MAX, refusals
+from fleet.model.admission import (
+    AGENTS_MAX,
+    CONFIGURATION_BYTES_MAX,
+    HARNESSES,
+    MEMORY_MIB_MAX,
+    PIDS_MAX,
+    RESTARTS_MAX,
+    SECRETS_MAX,
+    SOURCE_BYTES_MAX,
+    SOURCES_MAX,
+    refusals,
+)
 from fleet.model.assignment import Assignment
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant
 from fleet.model.sandbox import (
@@ -42,7 +53,7 @@ def some(strategy: st.SearchStrategy[Any], most: int = 3) -> st.SearchStrategy[t
 AGENTS = st.builds(
     Agent,
     name=st.one_of(st.sampled_from(["one", "two", "x" * 63]), TEXTS),
-    harness=st.one_of(st.just("custom"), TEXTS),
+    harness=st.one_of(st.sampled_from(HARNESSES), TEXTS),
     command=some(TEXTS),
     prompt=st.one_of(st.just(""), TEXTS),
     workdir=TEXTS,
@@ -53,7 +64,7 @@ AGENTS = st.builds(
     grace_period_s=SECONDS,
     memory_mib=NUMBERS,
     pids_max=NUMBERS,
-    session=st.sampled_from(["", "", "main"]),
+    session=st.one_of(st.sampled_from(["", "", "main"]), TEXTS),
 )
 SPECS = st.builds(
     SandboxSpec,
@@ -64,7 +75,7 @@ SPECS = st.builds(
     sources=some(st.builds(Source, st.sampled_from([DIGEST, Digest("")]), NUMBERS, TEXTS, st.booleans())),
     agents=some(AGENTS),
     require_labels=some(st.builds(Label, TEXTS, TEXTS)),
-    secrets=some(TEXTS, 1),
+    secrets=some(st.one_of(st.sampled_from(["TOKEN", "KEY"]), TEXTS)),
 )
 LETTERS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
 
@@ -101,25 +112,26 @@ def test_what_is_admitted_can_be_ordered(
 
 def test_the_largest_configuration_fits() -> None:
     """With the most agents and sources, the longest numbers and no byte to spare, the frame still holds."""
-    agents = [
+    agents = tuple(
         Agent(
             f"a{index:02d}" + "x" * 60,
             "custom",
             ("x",),
-            "",
-            "/workspace",
-            (),
-            Restart.NO,
-            0,
-            1e6 / 7,
-            100 / 7,
-            2**24,
-            2**22,
+            workdir="/workspace",
+            restart=Restart.ON_FAILURE,
+            max_restarts=RESTARTS_MAX,
+            timeout_s=1.2345678901234567e-05,
+            grace_period_s=100 / 7,
+            memory_mib=MEMORY_MIB_MAX,
+            pids_max=PIDS_MAX,
+            session=f"s{index:02d}" + "x" * 60,
         )
         for index in range(AGENTS_MAX)
-    ]
-    sources = tuple(Source(DIGEST, 2**31, f"/s{index}") for index in range(SOURCES_MAX))
-    spec = SandboxSpec("x" * 63, sources=sources, agents=tuple(agents))
+    )
+    sources = tuple(Source(DIGEST, SOURCE_BYTES_MAX, f"/s{index}") for index in range(SOURCES_MAX))
+    secrets = tuple(f"S{index:02d}" + "X" * 60 for index in range(SECRETS_MAX))
+    resources = Resources(memory_mib=MEMORY_MIB_MAX)
+    spec = SandboxSpec("x" * 63, resources=resources, sources=sources, agents=agents, secrets=secrets)
     assert not refusals(spec)
     fill = CONFIGURATION_BYTES_MAX
     while refusals(spec):
@@ -141,5 +153,10 @@ def with_argument(spec: SandboxSpec, argument: str) -> SandboxSpec:
 def assert_is_orderable(spec: SandboxSpec) -> None:
     order = Assignment(A, Tenant("acme"), HostId("host"), spec, DIGEST, 64, Goal.RUN, 1, 1, 1)
     assert decode(Assignment, encode(order)) == order
-    fields = describe_configuration(order, "10.77.255.254", 16, 1_800_000_000_000)
-    assert encode_frame(LinkMessage("configure", fields))
+    fields = describe_configuration(order, "10.177.255.254", 16, 1_800_000_000_000)
+    described = {"run": 2**32 - 1, "secrets": list(spec.secrets), **fields}
+    described["agents"] = [
+        {"restart": agent.restart, "max_restarts": agent.max_restarts, "session": agent.session, **written}
+        for agent, written in zip(spec.agents, fields["agents"], strict=True)
+    ]
+    assert encode_frame(LinkMessage("configure", described))

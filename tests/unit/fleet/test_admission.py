@@ -12,12 +12,16 @@ from fleet.model.admission import (
     DISK_MIB_MIN,
     ENV_MAX,
     GRACE_PERIOD_S_MAX,
+    HARNESSES,
     LABELS_MAX,
     MEMORY_MIB_MAX,
     MEMORY_MIB_MIN,
     PATH_CHARS_MAX,
     PIDS_MAX,
     PIDS_MIN,
+    PROMPT_BYTES_MAX,
+    RESTARTS_MAX,
+    SECRETS_MAX,
     SOURCE_BYTES_MAX,
     SOURCES_MAX,
     TIMEOUT_S_MAX,
@@ -40,7 +44,7 @@ from fleet.model.sandbox import (
 )
 
 DIGEST = Digest("sha256:" + "0" * 64)
-AGENT = Agent("one", "custom", ("make", "test"))
+AGENT = Agent("one", "custom", ("make", "test"), memory_mib=64)
 SOURCE = Source(DIGEST, 1, "/workspace")
 SPEC = SandboxSpec("box", agents=(AGENT,), sources=(SOURCE,))
 NAN, INFINITE = float("nan"), float("inf")
@@ -95,7 +99,21 @@ ADMITTED = {
     "longest timeout": agent(timeout_s=TIMEOUT_S_MAX, grace_period_s=GRACE_PERIOD_S_MAX),
     "no grace": agent(timeout_s=0.0, grace_period_s=0.0),
     "fewest pids": agent(pids_max=PIDS_MIN, memory_mib=16),
-    "most pids": agent(pids_max=PIDS_MAX, memory_mib=MEMORY_MIB_MAX),
+    "most pids": agent(pids_max=PIDS_MAX),
+    "all of the memory": agent(memory_mib=4096),
+    "more in sum than there is": spec_with(agents=tuple(replace(AGENT, name=n, memory_mib=4096) for n in "ab")),
+    "largest agent": spec_with(
+        resources=Resources(memory_mib=MEMORY_MIB_MAX), agents=(replace(AGENT, memory_mib=MEMORY_MIB_MAX),)
+    ),
+    **{f"harness {name}": agent(harness=name) for name in HARNESSES},
+    "prompt": agent(harness="codex", prompt="x" * PROMPT_BYTES_MAX),
+    "restart": agent(restart=Restart.ON_FAILURE, max_restarts=RESTARTS_MAX),
+    "restart without end": agent(restart=Restart.ALWAYS),
+    "session": agent(session="Main_1-" + "x" * 56),
+    "sessions": spec_with(agents=(replace(AGENT, session="a"), replace(AGENT, name="two", session="b"))),
+    "secrets": spec_with(secrets=tuple(f"S{index}" for index in range(SECRETS_MAX))),
+    "longest secret": spec_with(secrets=("_" * 64,)),
+    "a secret and its own variable": replace(env(("TOKEN", "x")), secrets=("TOKEN",)),
 }
 
 
@@ -134,6 +152,31 @@ INVALID = [
     ("agents[0].command", agent(command=("make", "a\0b"))),
     ("agents[0].command", agent(command=("make", "\udcff"))),
     ("agents[0].prompt", agent(prompt="do it")),
+    ("agents[0].prompt", agent(harness="codex", prompt="x" * (PROMPT_BYTES_MAX + 1))),
+    ("agents[0].prompt", agent(harness="codex", prompt="a\0b")),
+    ("agents[0].harness", agent(harness="mine")),
+    ("agents[0].harness", agent(harness="")),
+    ("agents[0].max_restarts", agent(max_restarts=1)),
+    ("agents[0].max_restarts", agent(restart=Restart.ALWAYS, max_restarts=-1)),
+    ("agents[0].max_restarts", agent(restart=Restart.ALWAYS, max_restarts=RESTARTS_MAX + 1)),
+    ("agents[0].session", agent(session="a.b")),
+    ("agents[0].session", agent(session="a:b")),
+    ("agents[0].session", agent(session="-a")),
+    ("agents[0].session", agent(session="a b")),
+    ("agents[0].session", agent(session="a\n")),
+    ("agents[0].session", agent(session="x" * 64)),
+    ("agents", spec_with(agents=(replace(AGENT, session="a"), replace(AGENT, name="two", session="a")))),
+    ("secrets", spec_with(secrets=tuple(f"S{index}" for index in range(SECRETS_MAX + 1)))),
+    ("secrets", spec_with(secrets=("A", "A"))),
+    ("secrets[1]", spec_with(secrets=("A", "1A"))),
+    ("secrets[0]", spec_with(secrets=("token",))),
+    ("secrets[0]", spec_with(secrets=("../A",))),
+    ("secrets[0]", spec_with(secrets=("A\n",))),
+    ("secrets[0]", spec_with(secrets=("",))),
+    ("secrets[0]", spec_with(secrets=("A" * 65,))),
+    ("agents[0].env[1]", replace(env(("A", ""), ("TOKEN_FILE", "x")), secrets=("TOKEN",))),
+    ("agents[0].memory_mib", agent(memory_mib=4097)),
+    ("agents[0].memory_mib", agent(memory_mib=MEMORY_MIB_MAX + 1)),
     ("agents[0].workdir", agent(workdir="workspace")),
     ("agents[0].workdir", agent(workdir="/a\0")),
     ("agents[0].workdir", agent(workdir="/" * (PATH_CHARS_MAX + 1))),
@@ -176,11 +219,6 @@ UNBUILT = [
     ("network.mode", spec_with(network=Network(NetworkMode.BRIDGED))),
     ("network.egress_allow", spec_with(network=Network(egress_allow=("example.com",)))),
     ("network.forwards", spec_with(network=Network(forwards=(Forward(80, 80),)))),
-    ("agents[0].harness", agent(harness="codex")),
-    ("agents[0].restart", agent(restart=Restart.ALWAYS)),
-    ("agents[0].restart", agent(max_restarts=1)),
-    ("agents[0].session", agent(session="main")),
-    ("secrets", spec_with(secrets=("TOKEN",))),
 ]
 
 
@@ -216,8 +254,8 @@ def test_where_a_source_may_not_be(path: str) -> None:
 
 def test_every_fault_is_told_at_once() -> None:
     """The answer lists all faults in the order of the fields, so that one round mends a spec."""
-    spec = spec_with(name="", resources=Resources(vcpus=0), agents=(), secrets=("A",))
-    assert [field for field, _ in found(spec)] == ["name", "resources.vcpus", "agents", "secrets"]
+    spec = spec_with(name="", resources=Resources(vcpus=0), agents=(), secrets=("a",))
+    assert [field for field, _ in found(spec)] == ["name", "resources.vcpus", "agents", "secrets[0]"]
 
 
 @pytest.mark.parametrize(
@@ -229,8 +267,10 @@ def test_every_fault_is_told_at_once() -> None:
         source(guest_path="x" * 100_000),
         env(("\n" * 100_000, "")),
         label("\n" * 100_000),
+        agent(session="\n" * 100_000),
+        spec_with(secrets=("\n" * 100_000,)),
     ],
-    ids=["name", "image", "agent", "path", "env", "label"],
+    ids=["name", "image", "agent", "path", "env", "label", "session", "secret"],
 )
 def test_a_huge_wrong_value_is_not_repeated(spec: SandboxSpec) -> None:
     """A message stays short, whatever it is about."""
@@ -246,8 +286,9 @@ def test_a_huge_wrong_value_is_not_repeated(spec: SandboxSpec) -> None:
         env(*[("", "")] * 200_000),
         agent(command=("",) * 200_000),
         spec_with(require_labels=(Label("", ""),) * 200_000),
+        spec_with(secrets=("",) * 200_000),
     ],
-    ids=["sources", "agents", "env", "command", "labels"],
+    ids=["sources", "agents", "env", "command", "labels", "secrets"],
 )
 @pytest.mark.timeout(30)
 def test_a_flood_is_refused_with_few_words(spec: SandboxSpec) -> None:

@@ -38,7 +38,7 @@ def sandbox_id(number: int) -> SandboxId:
 
 def spec(number: int = 0, **changes: Any) -> SandboxSpec:
     """An admissible spec."""
-    made = SandboxSpec(f"box-{number}", resources=SMALL, agents=(Agent("worker", "custom", ("true",)),))
+    made = SandboxSpec(f"box-{number}", resources=SMALL, agents=(Agent("worker", "custom", ("true",), memory_mib=256),))
     return replace(made, **changes)
 
 
