@@ -22,6 +22,7 @@ from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId, is_sandbox_id
 from hostd.files import disk_faults, remove_durable, sync_folder, write_durable
 from hostd.reconcile.progress import Progress
+from hostd.reconcile.words import OUTPUT_BYTES_MAX
 
 T = TypeVar("T")
 
@@ -93,13 +94,32 @@ class Orders:
         return self._sandboxes_dir / sandbox_id / "output" / agent
 
     def output_bytes(self, sandbox_id: SandboxId, agent: str) -> int:
-        """How much of an agent's output is held."""
-        path = self.output_path(sandbox_id, agent)
-        return path.stat().st_size if path.exists() else 0
+        """How much of an agent's output of this run is held; the file has that of earlier runs before it."""
+        return max(0, _size(self.output_path(sandbox_id, agent)) - self._output_base(sandbox_id, agent))
+
+    def output_room(self, sandbox_id: SandboxId, agent: str) -> int:
+        """How much of an agent's output this run may leave: OUTPUT_BYTES_MAX are of all its runs together."""
+        return max(0, OUTPUT_BYTES_MAX - self._output_base(sandbox_id, agent))
+
+    def remove_artifact(self, sandbox_id: SandboxId) -> None:
+        """Deletes a sandbox's artifact, also one that is only half there."""
+        for path in (self.artifact_path(sandbox_id), self.partial_artifact_path(sandbox_id)):
+            remove_durable(path)
+
+    def partial_artifact_path(self, sandbox_id: SandboxId) -> Path:
+        """Where an artifact grows until it is whole."""
+        return self.artifact_path(sandbox_id).with_name(".artifact.part")
 
     def artifact_path(self, sandbox_id: SandboxId) -> Path:
         """Where a sandbox's artifact is kept."""
         return self._sandboxes_dir / sandbox_id / "artifact"
+
+    def _output_base(self, sandbox_id: SandboxId, agent: str) -> int:
+        progress = self._progress.get(sandbox_id)
+        if progress is None:
+            return 0
+        names = [status.name for status in progress.agents]
+        return progress.output_bases[names.index(agent)] if progress.output_bases else 0
 
     def _load_order(self, sandbox_id: SandboxId) -> Assignment:
         path = self._orders_dir / sandbox_id
@@ -115,8 +135,12 @@ class Orders:
         progress = _load(Progress, path)
         if progress.sandbox_id != sandbox_id:
             raise _unreadable(path, "it is another sandbox's, or empty")
+        # A hostd that knew no runs wrote neither of these.
+        bases = progress.output_bases or (0,) * len(progress.agents)
+        progress = replace(progress, run=max(1, progress.run), output_bases=bases)
         agents = tuple(
-            replace(agent, output_bytes=self.output_bytes(sandbox_id, agent.name)) for agent in progress.agents
+            replace(agent, output_bytes=max(0, _size(self.output_path(sandbox_id, agent.name)) - base))
+            for base, agent in zip(bases, progress.agents, strict=True)
         )
         return replace(progress, agents=agents)
 
@@ -133,6 +157,10 @@ def _load(kind: type[T], path: Path) -> T:
 def _unreadable(path: Path, message: str) -> HostFaultError:
     next_step = "restore the file; or remove it, and the sandbox with it"
     return HostFaultError("state_unreadable", f"{path}: {message}", next_step)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _names(folder: Path) -> list[SandboxId]:

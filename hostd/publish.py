@@ -17,7 +17,7 @@ from fleet.store.lease import Pause
 from fleet.store.port import Delete, KeyValue, Put, Store, Unmoved, Write
 from hostd.orders import Orders
 from hostd.reconcile.loop import Reconciler
-from hostd.reconcile.progress import is_over, render_status
+from hostd.reconcile.progress import current_run, is_over, render_status
 
 # A status that has changed is at most this old; what came in between is told with it.
 INTERVAL_S = 0.3
@@ -108,12 +108,14 @@ class Publisher:
         if progress is None:
             released = released and order.goal is Goal.REMOVE
             phase = Phase.REMOVED if released else Phase.REMOVING
-            return SandboxStatus(sandbox_id, self._host_id, order.generation, phase, released=released, at_ms=now_ms)
+            return SandboxStatus(
+                sandbox_id, self._host_id, order.generation, phase, released=released, at_ms=now_ms, run=order.run
+            )
         status = render_status(
             order,
             progress,
             accelerator=self._accelerator,
-            is_released=released and is_over(progress, order.goal),
+            is_released=released and is_over(current_run(progress, order), order.goal),
             now_ms=now_ms,
         )
         trouble = self._reconciler.trouble(sandbox_id)

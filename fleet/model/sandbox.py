@@ -202,10 +202,27 @@ class AgentStatus:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A named moment of a sandbox's life."""
+    """A named moment of a sandbox's life; hosts use StageName's."""
 
     name: str
     at_ms: int
+
+
+class StageName(StrEnum):
+    """The moments that a host notes of each run, in their usual order."""
+
+    IMAGE_VERIFIED = "image_verified"
+    DISKS_READY = "disks_ready"
+    NETWORK_READY = "network_ready"
+    DOMAIN_STARTED = "domain_started"
+    LINK_CONNECTED = "link_connected"
+    CONFIGURED = "configured"
+    AGENTS_STARTED = "agents_started"
+    FIRST_OUTPUT = "first_output"
+    AGENTS_ENDED = "agents_ended"
+    ARTIFACT_STORED = "artifact_stored"
+    DISK_KEPT = "disk_kept"
+    RELEASED = "released"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from typing import Any
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.errors import InvalidSpecError, NotFoundError
 from fleet.model.ids import SandboxId, Tenant
-from fleet.model.sandbox import Goal
+from fleet.model.sandbox import Goal, StageName
 from fleet.rpc import CHUNK_BYTES
 from hostd.api.changes import Changes
 from hostd.orders import Orders
-from hostd.reconcile.progress import Progress, find_agent, is_over
+from hostd.reconcile.progress import Progress, current_run, find_agent, has_stage, is_over
 from hostd.reconcile.words import OUTPUT_BYTES_MAX
 
 
@@ -61,12 +61,12 @@ class OutputService(service_pb2_grpc.OutputServiceServicer):
         order, progress = self._orders.orders.get(sandbox_id), self._orders.progress.get(sandbox_id)
         if order is None or progress is None:
             return True
-        return _is_agent_final(progress, agent, order.goal)
+        return _is_agent_final(current_run(progress, order), agent, order.goal)
 
 
 def _is_agent_final(progress: Progress, agent: str, goal: Goal) -> bool:
     # An ended agent's last output may still be on its way; once the artifact is asked for, all of it has arrived.
-    has_all = any(stage.name == "agents_ended" for stage in progress.stages)
+    has_all = has_stage(progress, StageName.AGENTS_ENDED)
     return is_over(progress, goal) or (has_all and find_agent(progress, agent) is not None)
 
 

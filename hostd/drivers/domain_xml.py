@@ -119,7 +119,7 @@ def _add_devices(devices: Element, machine: Machine) -> None:
 
 def _add_disk(devices: Element, serial: str, path: str, *, is_readonly: bool) -> None:
     disk = SubElement(devices, "disk", type="file", device="disk")
-    # A scratch disk never outlives its VM, so a flush that the host's own crash would make useless is not waited for.
+    # No guest waits for the host's disk: one that crashes takes the VM along, and a disk that is kept is synced once its VM ended.
     cache = {"cache": "writeback"} if is_readonly else {"cache": "unsafe", "discard": "unmap"}
     SubElement(disk, "driver", {"name": "qemu", "type": "raw", **cache})
     SubElement(disk, "source", file=path)

@@ -63,6 +63,9 @@ class Disks(Protocol):
     async def ensure_scratch(self, sandbox_id: SandboxId, size_mib: int) -> str:
         """The absolute path of the sandbox's scratch disk, an empty ext4 when it is made now."""
 
+    async def keep_scratch(self, sandbox_id: SandboxId) -> None:
+        """Make durable what a VM that has ended wrote; without a disk nothing happens."""
+
     async def remove_scratch(self, sandbox_id: SandboxId) -> None:
         """Delete the scratch disk."""
 

@@ -104,6 +104,10 @@ class SimulatedDisks:
         self.sizes_mib.setdefault(sandbox_id, size_mib)
         return f"/simulated/scratch/{sandbox_id}.raw"
 
+    async def keep_scratch(self, sandbox_id: SandboxId) -> None:
+        """A name is durable as it is."""
+        self._faults.strike("scratch", sandbox_id)
+
     async def remove_scratch(self, sandbox_id: SandboxId) -> None:
         """The disk is gone."""
         self._faults.strike("scratch", sandbox_id)

@@ -12,11 +12,11 @@ from fleet.errors import HostFaultError
 from fleet.model.assignment import Assignment
 from fleet.model.host import Accelerator
 from fleet.model.ids import Digest, SandboxId, Tenant
-from fleet.model.sandbox import NetworkMode
+from fleet.model.sandbox import NetworkMode, StageName
 from hostd.drivers.ports import Disks, Hypervisor, Network
 from hostd.orders import Orders
 from hostd.reconcile.diff import Action, Step
-from hostd.reconcile.progress import Progress, fail, reach_stage
+from hostd.reconcile.progress import Progress, begin_run, fail, is_run_due, reach_stage
 from hostd.reconcile.session import Sessions
 from hostd.reconcile.state import BootFiles, Machine, Port, SourceDisk, mac_address
 
@@ -54,6 +54,15 @@ class Place:
     accelerator: Accelerator
 
 
+@dataclass(frozen=True, slots=True)
+class _Disks:
+    """What a domain boots from and works on, verified."""
+
+    boot: BootFiles
+    sources: tuple[SourceDisk, ...]
+    scratch_path: str
+
+
 class Applier:
     """Runs the actions of one sandbox in order. Every step may be cut short anywhere and run again."""
 
@@ -65,6 +74,8 @@ class Applier:
         self._sessions = sessions
         self._place = place
         self._now_ms = now_ms
+        # What ENSURE_DISKS has just verified, for the domain that it is for.
+        self._disks: dict[SandboxId, _Disks] = {}
         self._steps: dict[Step, Callable[[Action], Awaitable[None]]] = {
             Step.ENSURE_DISKS: self._ensure_disks,
             Step.ENSURE_PORT: self._ensure_port,
@@ -77,6 +88,8 @@ class Applier:
             Step.REMOVE_PORT: self._remove_port,
             Step.REMOVE_SCRATCH: self._remove_scratch,
             Step.REMOVE_FOLDER: self._remove_folder,
+            Step.KEEP_SCRATCH: self._keep_scratch,
+            Step.BEGIN_RUN: self._begin_run,
         }
 
     async def apply(self, action: Action) -> None:
@@ -89,24 +102,23 @@ class Applier:
 
     async def _ensure_disks(self, action: Action) -> None:
         order = self._orders.orders[action.sandbox_id]
-        await self._drivers.images.ensure_image(order.image_digest)
-        self._reach(action.sandbox_id, "image_verified")
-        for source in order.spec.sources:
-            await self._drivers.sources.ensure_disk(order.tenant, source.digest)
-        await self._drivers.disks.ensure_scratch(action.sandbox_id, order.spec.resources.disk_mib)
-        self._reach(action.sandbox_id, "disks_ready")
+        boot = await self._drivers.images.ensure_image(order.image_digest)
+        self._reach(action.sandbox_id, StageName.IMAGE_VERIFIED)
+        self._disks[action.sandbox_id] = await self._find_disks(order, boot)
+        self._reach(action.sandbox_id, StageName.DISKS_READY)
 
     async def _ensure_port(self, action: Action) -> None:
         port = self._port(self._orders.orders[action.sandbox_id])
         assert port is not None
         await self._drivers.network.ensure_port(port)
-        self._reach(action.sandbox_id, "network_ready")
+        self._reach(action.sandbox_id, StageName.NETWORK_READY)
 
     async def _ensure_domain(self, action: Action) -> None:
         order, progress = self._orders.orders[action.sandbox_id], self._orders.progress[action.sandbox_id]
         # Counted before it is tried; each try is a new machine to its guest (vmgenid).
         counted = replace(progress, starts=progress.starts + 1, generation_id=str(uuid.uuid4()))
-        machine = await self._machine(order, counted)
+        disks = self._disks.pop(action.sandbox_id, None)
+        machine = self._machine(order, counted, disks or await self._find_disks(order))
         self._orders.put_progress(counted)
         try:
             await self._drivers.hypervisor.ensure_domain(machine)
@@ -114,11 +126,12 @@ class Applier:
             # The host failed, not the VM: the loop counts such tries, and fails the sandbox with what the host said.
             self._orders.put_progress(replace(counted, starts=progress.starts))
             raise
-        self._reach(action.sandbox_id, "domain_started")
+        self._reach(action.sandbox_id, StageName.DOMAIN_STARTED)
 
     async def _resume_domain(self, action: Action) -> None:
         order, progress = self._orders.orders[action.sandbox_id], self._orders.progress[action.sandbox_id]
-        await self._drivers.hypervisor.ensure_domain(await self._machine(order, progress))
+        machine = self._machine(order, progress, await self._find_disks(order))
+        await self._drivers.hypervisor.ensure_domain(machine)
 
     async def _attach_link(self, action: Action) -> None:
         self._sessions.attach(action.sandbox_id, str(self.link_path(action.sandbox_id)))
@@ -140,19 +153,36 @@ class Applier:
     async def _remove_scratch(self, action: Action) -> None:
         await self._drivers.disks.remove_scratch(action.sandbox_id)
 
+    async def _keep_scratch(self, action: Action) -> None:
+        await self._drivers.disks.keep_scratch(action.sandbox_id)
+        self._reach(action.sandbox_id, StageName.DISK_KEPT)
+
+    async def _begin_run(self, action: Action) -> None:
+        order, progress = self._orders.orders[action.sandbox_id], self._orders.progress[action.sandbox_id]
+        if is_run_due(progress, order):
+            # Before the progress: a half artifact of one run must not be gone on with in the next.
+            self._orders.remove_artifact(action.sandbox_id)
+            self._orders.put_progress(begin_run(progress, order))
+
     async def _remove_folder(self, action: Action) -> None:
         self._orders.remove_folder(action.sandbox_id)
         for path in self._place.log_dir.glob(f"{action.sandbox_id}.console*"):
             path.unlink(missing_ok=True)
         shutil.rmtree(self._place.run_dir / action.sandbox_id, ignore_errors=True)
 
-    async def _machine(self, order: Assignment, progress: Progress) -> Machine:
-        sandbox_id = order.sandbox_id
-        resources = order.spec.resources
-        disks = []
+    async def _find_disks(self, order: Assignment, boot: BootFiles | None = None) -> "_Disks":
+        """All that the domain's disks are, verified now."""
+        boot = boot or await self._drivers.images.ensure_image(order.image_digest)
+        sources = []
         for index, source in enumerate(order.spec.sources):
             path = await self._drivers.sources.ensure_disk(order.tenant, source.digest)
-            disks.append(SourceDisk(f"source-{index}", path))
+            sources.append(SourceDisk(f"source-{index}", path))
+        scratch = await self._drivers.disks.ensure_scratch(order.sandbox_id, order.spec.resources.disk_mib)
+        return _Disks(boot, tuple(sources), scratch)
+
+    def _machine(self, order: Assignment, progress: Progress, disks: "_Disks") -> Machine:
+        sandbox_id = order.sandbox_id
+        resources = order.spec.resources
         return Machine(
             sandbox_id=sandbox_id,
             tenant=order.tenant,
@@ -160,12 +190,12 @@ class Applier:
             memory_mib=resources.memory_mib,
             overhead_mib=order.overhead_mib,
             accelerator=self._place.accelerator,
-            boot=await self._drivers.images.ensure_image(order.image_digest),
-            scratch_path=await self._drivers.disks.ensure_scratch(sandbox_id, resources.disk_mib),
+            boot=disks.boot,
+            scratch_path=disks.scratch_path,
             link_path=str(self.link_path(sandbox_id)),
             console_path=str(self._place.log_dir / f"{sandbox_id}.console"),
             generation_id=progress.generation_id,
-            source_disks=tuple(disks),
+            source_disks=disks.sources,
             port=self._port(order),
         )
 
@@ -176,7 +206,7 @@ class Applier:
         address = IPv4Address(progress.address)
         return Port(order.sandbox_id, mac_address(address), address, self._place.prefix_length)
 
-    def _reach(self, sandbox_id: SandboxId, stage: str) -> None:
+    def _reach(self, sandbox_id: SandboxId, stage: StageName) -> None:
         progress = self._orders.progress.get(sandbox_id)
         if progress is not None:
             self._orders.put_progress(reach_stage(progress, stage, self._now_ms()))

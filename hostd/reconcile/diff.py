@@ -8,8 +8,17 @@ from enum import StrEnum
 
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
-from fleet.model.sandbox import Goal, NetworkMode, Reason
-from hostd.reconcile.progress import STARTS_MAX, Progress, is_over
+from fleet.model.sandbox import Goal, NetworkMode, Reason, StageName
+from hostd.reconcile.progress import (
+    DISK_LOST,
+    STARTS_MAX,
+    Progress,
+    awaits_poweroff,
+    has_stage,
+    is_over,
+    is_run_due,
+    keeps_disk,
+)
 from hostd.reconcile.state import DomainState, Observed
 
 
@@ -27,6 +36,8 @@ class Step(StrEnum):
     REMOVE_PORT = "remove_port"
     REMOVE_SCRATCH = "remove_scratch"
     REMOVE_FOLDER = "remove_folder"
+    KEEP_SCRATCH = "keep_scratch"
+    BEGIN_RUN = "begin_run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class Desired:
 
     order: Assignment
     progress: Progress
+    now_ms: int = 0
 
 
 VM_DIED = Reason("vm_died", "the VM ended while its agents ran", "see the console log on the host; submit it again")
@@ -57,20 +69,37 @@ VM_UNSTARTABLE = Reason(
 def diff(desired: Desired | None, observed: Observed, sandbox_id: SandboxId) -> tuple[Action, ...]:
     """The actions that lead from `observed` to `desired` for one sandbox; none when it is as it should be."""
     if desired is None:
-        steps = _take_down(observed, sandbox_id, keep_folder=False)
+        steps = _take_down(observed, sandbox_id)
+        steps += [Step.REMOVE_FOLDER] if sandbox_id in observed.folders else []
     elif is_over(desired.progress, desired.order.goal):
-        steps = _take_down(observed, sandbox_id, keep_folder=desired.order.goal is not Goal.REMOVE)
+        steps = _end(desired, observed, sandbox_id)
     else:
         return _bring_up(desired, observed, sandbox_id)
     return tuple(Action(step, sandbox_id) for step in steps)
 
 
-def is_released(observed: Observed, sandbox_id: SandboxId) -> bool:
-    """Whether nothing of the sandbox's VM is left: its vCPUs, memory and disk are free again."""
-    return not _take_down(observed, sandbox_id, keep_folder=True)
+def is_released(observed: Observed, sandbox_id: SandboxId, *, has_kept_disk: bool = False) -> bool:
+    """Whether nothing of the sandbox's VM is left, apart from a disk that is kept: its vCPUs and memory are free again."""
+    return not _take_down(observed, sandbox_id, keep_scratch=has_kept_disk)
 
 
-def _take_down(observed: Observed, sandbox_id: SandboxId, *, keep_folder: bool) -> list[Step]:
+def _end(desired: Desired, observed: Observed, sandbox_id: SandboxId) -> list[Step]:
+    order, progress = desired.order, desired.progress
+    is_running = observed.domains.get(sandbox_id) is DomainState.RUNNING
+    if is_running and awaits_poweroff(progress, order.goal, desired.now_ms):
+        return [] if sandbox_id in observed.links else [Step.ATTACH_LINK]
+    is_kept = keeps_disk(progress, order.goal)
+    steps = _take_down(observed, sandbox_id, keep_scratch=is_kept)
+    if is_kept and sandbox_id in observed.scratch_disks and not has_stage(progress, StageName.DISK_KEPT):
+        steps.append(Step.KEEP_SCRATCH)
+    if order.goal is Goal.REMOVE and sandbox_id in observed.folders:
+        steps.append(Step.REMOVE_FOLDER)
+    if is_run_due(progress, order):
+        steps.append(Step.BEGIN_RUN)
+    return steps
+
+
+def _take_down(observed: Observed, sandbox_id: SandboxId, *, keep_scratch: bool = False) -> list[Step]:
     steps = []
     if sandbox_id in observed.links:
         steps.append(Step.DETACH_LINK)
@@ -78,10 +107,8 @@ def _take_down(observed: Observed, sandbox_id: SandboxId, *, keep_folder: bool) 
         steps.append(Step.REMOVE_DOMAIN)
     if sandbox_id in observed.network.taps | observed.network.chains:
         steps.append(Step.REMOVE_PORT)
-    if sandbox_id in observed.scratch_disks:
+    if sandbox_id in observed.scratch_disks and not keep_scratch:
         steps.append(Step.REMOVE_SCRATCH)
-    if sandbox_id in observed.folders and not keep_folder:
-        steps.append(Step.REMOVE_FOLDER)
     return steps
 
 
@@ -96,8 +123,11 @@ def _bring_up(desired: Desired, observed: Observed, sandbox_id: SandboxId) -> tu
         return (Action(Step.FAIL, sandbox_id, VM_DIED),)
     if desired.progress.starts >= STARTS_MAX:
         return (Action(Step.FAIL, sandbox_id, VM_UNSTARTABLE),)
-    # The remains of a start that failed go first: a scratch disk is only used once.
-    steps = _take_down(observed, sandbox_id, keep_folder=True)
+    is_continued = desired.progress.is_continued
+    if is_continued and sandbox_id not in observed.scratch_disks:
+        return (Action(Step.FAIL, sandbox_id, DISK_LOST),)
+    # The remains of a start that failed go first: a scratch disk is used by one run only, or goes on from run to run.
+    steps = _take_down(observed, sandbox_id, keep_scratch=is_continued)
     steps += [Step.ENSURE_DISKS]
     steps += [Step.ENSURE_PORT] if _wants_port(desired) else []
     steps += [Step.ENSURE_DOMAIN, Step.ATTACH_LINK]

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
 import structlog
@@ -16,11 +16,11 @@ import structlog
 from fleet.errors import BedplateError, HostFaultError, InvalidSpecError, NotFoundError
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
-from fleet.model.sandbox import Goal, NetworkMode, Reason
+from fleet.model.sandbox import Goal, NetworkMode, Reason, StageName
 from hostd.orders import Orders
 from hostd.reconcile.apply import Applier, Drivers
 from hostd.reconcile.diff import Action, Desired, Step, diff, is_released
-from hostd.reconcile.progress import STAGE_RELEASED, begin, fail, is_over, reach_stage
+from hostd.reconcile.progress import begin, fail, is_over, is_run_due, keeps_disk, reach_stage, stop
 from hostd.reconcile.session import Sessions
 from hostd.reconcile.state import Observed
 
@@ -117,12 +117,12 @@ class Reconciler:
             # Before the order: progress without an order is cleared away, an order without progress would wait for ever.
             self._orders.put_progress(begin(order, address, ""))
         self._orders.put_order(order)
+        self._note_stop(order)
         self.nudge()
 
     def is_released(self, sandbox_id: SandboxId) -> bool:
         """Whether nothing of the sandbox's VM is left, by a look that no worker has made stale."""
-        observed = self.observed
-        return observed is not None and sandbox_id not in self._unseen and is_released(observed, sandbox_id)
+        return self.observed is not None and sandbox_id not in self._unseen and self._is_down(sandbox_id, self.observed)
 
     async def run(self) -> None:
         """Passes until cancelled."""
@@ -164,7 +164,7 @@ class Reconciler:
             self._unseen.add(sandbox_id)
             workers.create_task(self._work(sandbox_id, actions, self._orders.orders.get(sandbox_id)))
         elif not actions:
-            self._settle(sandbox_id)
+            self._settle(sandbox_id, observed)
 
     async def _work(self, sandbox_id: SandboxId, actions: Sequence[Action], order: Assignment | None) -> None:
         started = time.monotonic()
@@ -202,15 +202,29 @@ class Reconciler:
 
     def _desired(self, sandbox_id: SandboxId) -> Desired | None:
         order, progress = self._orders.orders.get(sandbox_id), self._orders.progress.get(sandbox_id)
-        return Desired(order, progress) if order is not None and progress is not None else None
+        return Desired(order, progress, self._now_ms()) if order is not None and progress is not None else None
+
+    def _is_down(self, sandbox_id: SandboxId, observed: Observed) -> bool:
+        desired = self._desired(sandbox_id)
+        has_kept_disk = desired is not None and keeps_disk(desired.progress, desired.order.goal)
+        return is_released(observed, sandbox_id, has_kept_disk=has_kept_disk)
+
+    def _note_stop(self, order: Assignment) -> None:
+        progress = self._orders.progress.get(order.sandbox_id)
+        if progress is None or order.goal is not Goal.STOP or is_run_due(progress, order):
+            return
+        stopping = stop(progress, self._now_ms())
+        if stopping != progress:
+            self._orders.put_progress(stopping)
 
     def _check_limits(self, sandbox_id: SandboxId) -> None:
+        if sandbox_id in self._orders.orders:
+            # Noted when the order came, unless the disk failed just then.
+            self._note_stop(self._orders.orders[sandbox_id])
         desired = self._desired(sandbox_id)
         if desired is None or is_over(desired.progress, desired.order.goal):
             return
         progress = desired.progress
-        if desired.order.goal is Goal.STOP and not progress.stopping_since_ms:
-            progress = replace(progress, stopping_since_ms=self._now_ms())
         grace_s = max(agent.grace_period_s for agent in desired.order.spec.agents)
         is_late = self._now_ms() - progress.stopping_since_ms > (grace_s + STOP_EXTRA_S) * 1000
         if progress.stopping_since_ms and is_late:
@@ -220,11 +234,15 @@ class Reconciler:
         if progress != desired.progress:
             self._orders.put_progress(progress)
 
-    def _settle(self, sandbox_id: SandboxId) -> None:
+    def _settle(self, sandbox_id: SandboxId, observed: Observed) -> None:
         self._trouble.pop(sandbox_id, None)
         desired = self._desired(sandbox_id)
-        if desired is not None and is_over(desired.progress, desired.order.goal):
-            progress = reach_stage(desired.progress, STAGE_RELEASED, self._now_ms())
+        if (
+            desired is not None
+            and is_over(desired.progress, desired.order.goal)
+            and self._is_down(sandbox_id, observed)
+        ):
+            progress = reach_stage(desired.progress, StageName.RELEASED, self._now_ms())
             if progress != desired.progress:
                 self._orders.put_progress(progress)
 

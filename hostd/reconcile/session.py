@@ -20,14 +20,22 @@ import structlog
 from fleet.errors import HostFaultError, UnavailableError
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
-from fleet.model.sandbox import AgentPhase, AgentStatus, Artifact, Goal, Reason
+from fleet.model.sandbox import AgentPhase, AgentStatus, Artifact, Goal, Reason, StageName
 from hostd.drivers.ports import GuestLinks, LinkMessage
 from hostd.files import disk_faults, sync_folder
 from hostd.orders import Orders
-from hostd.reconcile.progress import Progress, change_agent, fail, find_agent, have_agents_ended, is_over, reach_stage
+from hostd.reconcile.progress import (
+    Progress,
+    awaits_poweroff,
+    change_agent,
+    fail,
+    find_agent,
+    have_agents_ended,
+    is_over,
+    reach_stage,
+)
 from hostd.reconcile.words import (
     LINK_VERSION,
-    OUTPUT_BYTES_MAX,
     clean,
     describe_configuration,
     parse_agent,
@@ -59,6 +67,7 @@ class _Live:
     has_hello: bool = False
     is_collecting: bool = False
     is_stopping: bool = False
+    is_powering_off: bool = False
     # Final output lengths, as told; the agent is done with when the host holds as much.
     final_bytes: dict[str, int] | None = None
     artifact: Artifact | None = None
@@ -122,7 +131,13 @@ class Sessions:
     async def receive(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
         """Takes one message of a guest; whatever is wrong with it fails that sandbox only, and nothing is raised."""
         live, handler = self._live.get(sandbox_id), self._handlers.get(message.type)
-        if live is None or self._open_order(sandbox_id) is None:
+        if live is None:
+            return
+        if self._open_order(sandbox_id) is None:
+            if message.type == "hello":
+                live.is_powering_off = False
+                with suppress(UnavailableError):
+                    await self._power_off(sandbox_id, live)
             return
         live.heard_at_s = self._clock()
         if handler is None:
@@ -145,6 +160,8 @@ class Sessions:
     async def press_on(self, sandbox_id: SandboxId) -> None:
         """Tells the guest what is due by now: stop, or hand the artifact over. Safe to call at any time."""
         live, order = self._live.get(sandbox_id), self._open_order(sandbox_id)
+        if live is not None and order is None:
+            await self._power_off(sandbox_id, live)
         if live is None or order is None or not live.has_hello:
             return
         progress = self._progress(sandbox_id)
@@ -154,8 +171,17 @@ class Sessions:
             await self._links.send(sandbox_id, LinkMessage("stop"))
         if have_agents_ended(progress) and not live.is_collecting and _has_all_output(progress, live):
             live.is_collecting = True
-            self._save(reach_stage(progress, "agents_ended", self._now_ms()))
+            self._save(reach_stage(progress, StageName.AGENTS_ENDED, self._now_ms()))
             await self._links.send(sandbox_id, LinkMessage("collect"))
+
+    async def _power_off(self, sandbox_id: SandboxId, live: _Live) -> None:
+        """Once the result is stored, a guest whose disk is kept brings it in order first; hostd removes the VM in any case."""
+        order, progress = self._orders.orders.get(sandbox_id), self._orders.progress.get(sandbox_id)
+        if order is None or progress is None or live.is_powering_off:
+            return
+        if awaits_poweroff(progress, order.goal, self._now_ms()):
+            live.is_powering_off = True
+            await self._links.send(sandbox_id, LinkMessage("poweroff"))
 
     async def _on_connected(self, sandbox_id: SandboxId, _fields: Mapping[str, Any], _payload: bytes) -> None:
         live = self._live[sandbox_id]
@@ -172,7 +198,7 @@ class Sessions:
         if not is_configured and _may_have_run(progress, boot_id):
             self._save(fail(progress, GUEST_RESTARTED))
             return
-        self._save(reach_stage(progress, "link_connected", self._now_ms()))
+        self._save(reach_stage(progress, StageName.LINK_CONNECTED, self._now_ms()))
         if not is_configured:
             await self._configure(order, boot_id)
         for name, state in fields["agents"].items():
@@ -183,10 +209,12 @@ class Sessions:
         self._live[sandbox_id].has_hello = True
 
     async def _configure(self, order: Assignment, boot_id: str) -> None:
-        progress = reach_stage(self._progress(order.sandbox_id), "configured", self._now_ms())
+        progress = reach_stage(self._progress(order.sandbox_id), StageName.CONFIGURED, self._now_ms())
         # On the disk before the guest hears of it: from here on no other domain is ever started for this sandbox.
         self._save(replace(progress, is_configured=True, boot_id=boot_id))
         fields = describe_configuration(order, progress.address, self._prefix_length, self._now_ms())
+        for agent in fields["agents"]:
+            agent["output_max_bytes"] = self._orders.output_room(order.sandbox_id, agent["name"])
         await self._links.send(order.sandbox_id, LinkMessage("configure", fields))
 
     async def _on_agent(self, sandbox_id: SandboxId, fields: Mapping[str, Any], _payload: bytes) -> None:
@@ -200,21 +228,24 @@ class Sessions:
         if status.phase is not AgentPhase.RUNNING:
             length = parse_whole(fields, "offset") if "offset" in fields else 0
             finals = self._live[sandbox_id].final_bytes or {}
-            self._live[sandbox_id].final_bytes = {**finals, known.name: min(length, OUTPUT_BYTES_MAX)}
-        progress = reach_stage(self._progress(sandbox_id), "agents_started", self._now_ms())
+            self._live[sandbox_id].final_bytes = {
+                **finals,
+                known.name: min(length, self._orders.output_room(sandbox_id, known.name)),
+            }
+        progress = reach_stage(self._progress(sandbox_id), StageName.AGENTS_STARTED, self._now_ms())
         self._save(change_agent(progress, status))
 
     async def _on_output(self, sandbox_id: SandboxId, fields: Mapping[str, Any], payload: bytes) -> None:
         known, offset = self._known_agent(sandbox_id, fields["agent"]), parse_whole(fields, "offset")
-        held = self._orders.output_bytes(sandbox_id, known.name)
-        if held < offset and held < OUTPUT_BYTES_MAX:
+        held, room = self._orders.output_bytes(sandbox_id, known.name), self._orders.output_room(sandbox_id, known.name)
+        if held < offset and held < room:
             raise ValueError(f"output at {offset} does not follow the {held} bytes held")
-        fresh = payload[held - offset :][: OUTPUT_BYTES_MAX - held]
+        fresh = payload[held - offset :][: max(0, room - held)]
         if fresh:
             with self._orders.output_path(sandbox_id, known.name).open("ab") as stream:
                 stream.write(fresh)
             held += len(fresh)
-            progress = reach_stage(self._progress(sandbox_id), "first_output", self._now_ms())
+            progress = reach_stage(self._progress(sandbox_id), StageName.FIRST_OUTPUT, self._now_ms())
             self._hold(replace(known, output_bytes=held), progress)
         await self._links.send(sandbox_id, LinkMessage("ack", {"agent": known.name, "offset": held}))
 
@@ -253,7 +284,7 @@ class Sessions:
             return
         path.replace(self._orders.artifact_path(sandbox_id))
         sync_folder(path.parent)
-        progress = reach_stage(self._progress(sandbox_id), "artifact_stored", self._now_ms())
+        progress = reach_stage(self._progress(sandbox_id), StageName.ARTIFACT_STORED, self._now_ms())
         self._save(replace(progress, artifact=artifact))
 
     async def _on_failed(self, sandbox_id: SandboxId, fields: Mapping[str, Any], _payload: bytes) -> None:
@@ -298,7 +329,7 @@ class Sessions:
         self._counted()
 
     def _partial_artifact(self, sandbox_id: SandboxId) -> Path:
-        return self._orders.artifact_path(sandbox_id).with_name(".artifact.part")
+        return self._orders.partial_artifact_path(sandbox_id)
 
 
 def _may_have_run(progress: Progress, boot_id: str) -> bool:

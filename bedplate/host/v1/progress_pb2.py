@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from bedplate.sandbox.v1 import sandbox_pb2 as bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x65\x64plate/host/v1/progress.proto\x12\x10\x62\x65\x64plate.host.v1\x1a!bedplate/sandbox/v1/sandbox.proto\"\xd6\x02\n\x08Progress\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x15\n\rgeneration_id\x18\x03 \x01(\t\x12\x0e\n\x06starts\x18\x04 \x01(\r\x12\x15\n\ris_configured\x18\x05 \x01(\x08\x12\x30\n\x06\x61gents\x18\x06 \x03(\x0b\x32 .bedplate.sandbox.v1.AgentStatus\x12*\n\x06stages\x18\x07 \x03(\x0b\x32\x1a.bedplate.sandbox.v1.Stage\x12/\n\x08\x61rtifact\x18\x08 \x01(\x0b\x32\x1d.bedplate.sandbox.v1.Artifact\x12,\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Reason\x12\x19\n\x11stopping_since_ms\x18\n \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x0b \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x65\x64plate/host/v1/progress.proto\x12\x10\x62\x65\x64plate.host.v1\x1a!bedplate/sandbox/v1/sandbox.proto\"\x8f\x03\n\x08Progress\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x15\n\rgeneration_id\x18\x03 \x01(\t\x12\x0e\n\x06starts\x18\x04 \x01(\r\x12\x15\n\ris_configured\x18\x05 \x01(\x08\x12\x30\n\x06\x61gents\x18\x06 \x03(\x0b\x32 .bedplate.sandbox.v1.AgentStatus\x12*\n\x06stages\x18\x07 \x03(\x0b\x32\x1a.bedplate.sandbox.v1.Stage\x12/\n\x08\x61rtifact\x18\x08 \x01(\x0b\x32\x1d.bedplate.sandbox.v1.Artifact\x12,\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Reason\x12\x19\n\x11stopping_since_ms\x18\n \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x0b \x01(\t\x12\x0b\n\x03run\x18\x0c \x01(\r\x12\x14\n\x0coutput_bases\x18\r \x03(\x04\x12\x14\n\x0cis_continued\x18\x0e \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bedplate.host.v1.progress_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROGRESS']._serialized_start=89
-  _globals['_PROGRESS']._serialized_end=431
+  _globals['_PROGRESS']._serialized_end=488
 # @@protoc_insertion_point(module_scope)

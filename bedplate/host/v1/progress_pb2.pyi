@@ -38,6 +38,9 @@ class Progress(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     STOPPING_SINCE_MS_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    OUTPUT_BASES_FIELD_NUMBER: _builtins.int
+    IS_CONTINUED_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     address: _builtins.str
     """"10.77.0.2", empty without a network device"""
@@ -50,6 +53,10 @@ class Progress(_message.Message):
     stopping_since_ms: _builtins.int
     boot_id: _builtins.str
     """of the guest that was configured: another one is never configured again"""
+    run: _builtins.int
+    """of the order that this progress is of; everything above is of this run, but the address"""
+    is_continued: _builtins.bool
+    """the scratch disk holds what an earlier run wrote: it is never made anew"""
     @_builtins.property
     def agents(self) -> _containers.RepeatedCompositeFieldContainer[_sandbox_pb2.AgentStatus]: ...
     @_builtins.property
@@ -59,6 +66,10 @@ class Progress(_message.Message):
     @_builtins.property
     def failure(self) -> _sandbox_pb2.Reason:
         """why the sandbox as a whole has failed"""
+
+    @_builtins.property
+    def output_bases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """in the order of the agents: how long each output file was when this run began"""
 
     def __init__(
         self,
@@ -74,10 +85,13 @@ class Progress(_message.Message):
         failure: _sandbox_pb2.Reason | None = ...,
         stopping_since_ms: _builtins.int = ...,
         boot_id: _builtins.str = ...,
+        run: _builtins.int = ...,
+        output_bases: _abc.Iterable[_builtins.int] | None = ...,
+        is_continued: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agents", b"agents", "artifact", b"artifact", "boot_id", b"boot_id", "failure", b"failure", "generation_id", b"generation_id", "is_configured", b"is_configured", "sandbox_id", b"sandbox_id", "stages", b"stages", "starts", b"starts", "stopping_since_ms", b"stopping_since_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agents", b"agents", "artifact", b"artifact", "boot_id", b"boot_id", "failure", b"failure", "generation_id", b"generation_id", "is_configured", b"is_configured", "is_continued", b"is_continued", "output_bases", b"output_bases", "run", b"run", "sandbox_id", b"sandbox_id", "stages", b"stages", "starts", b"starts", "stopping_since_ms", b"stopping_since_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

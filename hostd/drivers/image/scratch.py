@@ -2,20 +2,24 @@
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from fleet.errors import HostFaultError
 from fleet.model.ids import SandboxId, is_sandbox_id
 from fleet.model.units import MIB
 from hostd.drivers.image.command import run_command
+from hostd.files import disk_faults
 
 SUFFIX = ".raw"
 # A disk under way: nobody lists it, so whoever fails to finish it, or finds it at the start, removes it.
 UNFINISHED = ".new"
+# mke2fs takes no less than 1024 blocks of 4 KiB.
+JOURNAL_MIB = 4
 
 
 class ScratchDisks:
-    """One folder with one file for each sandbox that has a VM; `owner` is the user and group QEMU runs as."""
+    """One file for each sandbox that has a VM, or had one and is stopped; `owner` is the user and group QEMU runs as."""
 
     def __init__(self, scratch_dir: Path, owner: tuple[int, int]) -> None:
         self._dir = scratch_dir
@@ -47,6 +51,11 @@ class ScratchDisks:
             temporary.unlink(missing_ok=True)
         return str(path)
 
+    async def keep_scratch(self, sandbox_id: SandboxId) -> None:
+        """Make durable what the VM wrote: QEMU left it in the page cache (domain_xml: cache=unsafe)."""
+        with disk_faults(self._path(sandbox_id)), suppress(FileNotFoundError):
+            await asyncio.to_thread(_sync, self._path(sandbox_id))
+
     async def remove_scratch(self, sandbox_id: SandboxId) -> None:
         """Delete the scratch disk."""
         await asyncio.to_thread(self._path(sandbox_id).unlink, missing_ok=True)
@@ -54,12 +63,18 @@ class ScratchDisks:
     async def _make(self, temporary: Path, size_mib: int) -> None:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
             stream.truncate(size_mib * MIB)
-        # No journal: a scratch disk never outlives its VM. Nothing is reserved for root, and tables are written when first used.
-        features = "^has_journal,^resize_inode,^metadata_csum"
-        extended = "lazy_itable_init=1,nodiscard,root_owner=0:0"
-        arguments = ("-q", "-F", "-m", "0", "-O", features, "-E", extended, str(temporary))
+        # A journal, for a sandbox that was cut off may be started again; the smallest, for a guest has no flush to wait for
+        # and hundreds of these disks share a host's. Nothing is reserved for root, and tables are written when first used.
+        features = "has_journal,^resize_inode,^metadata_csum"
+        extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
+        arguments = ("-q", "-F", "-m", "0", "-J", f"size={JOURNAL_MIB}", "-O", features, "-E", extended, str(temporary))
         await run_command("scratch_failed", "mke2fs", "-t", "ext4", *arguments)
         os.chown(temporary, *self._owner)
 
     def _path(self, sandbox_id: SandboxId) -> Path:
         return self._dir / (sandbox_id + SUFFIX)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -80,6 +80,7 @@ class Room:
         mode: NetworkMode = NetworkMode.CLOSED,
         sources: tuple[Source, ...] = (),
         generation: int = 1,
+        run: int = 1,
     ) -> Assignment:
         """An order whose agents run these commands."""
         agents = tuple(
@@ -87,7 +88,7 @@ class Room:
             for index, command in enumerate(commands or ("make",))
         )
         spec = SandboxSpec("box", network=Network(mode), sources=sources, agents=agents)
-        return Assignment(sandbox_id, ACME, HOST, spec, self.image, 64, goal, generation, 1, 1)
+        return Assignment(sandbox_id, ACME, HOST, spec, self.image, 64, goal, generation, 1, 1, run)
 
     async def observe(self, folders: frozenset[SandboxId]) -> Observed:
         """What is on the host now, without hostd."""

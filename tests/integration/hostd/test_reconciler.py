@@ -80,7 +80,7 @@ async def test_a_sandbox_without_a_network(room: Room) -> None:
 
 
 async def test_a_stop_and_then_a_removal(room: Room) -> None:
-    """Stopping keeps the results, removing leaves nothing, and the order may then be forgotten."""
+    """Stopping keeps results and disk, removing leaves nothing, and the order may then be forgotten."""
     async with Hostd(room).running() as hostd:
         hostd.accept(room.order("sleep"))
         await hostd.until_phase(Phase.RUNNING)
@@ -88,7 +88,7 @@ async def test_a_stop_and_then_a_removal(room: Room) -> None:
         status = await hostd.until_phase(Phase.STOPPED)
         assert (status.agents[0].signal, status.generation, hostd.output()) == (15, 2, b"done\n")
         await hostd.until_released()
-        await assert_nothing_left(room, hostd, frozenset({A}))
+        assert await room.observe(frozenset()) == Observed(scratch_disks=frozenset({A}))
         hostd.accept(room.order("sleep", goal=Goal.REMOVE, generation=3))
         await hostd.until_gone()
         await assert_nothing_left(room, hostd)

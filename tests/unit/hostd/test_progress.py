@@ -57,6 +57,13 @@ def agents(*phases: AgentPhase) -> tuple[AgentStatus, ...]:
     )
 
 
+def ended_at(*times_ms: int) -> tuple[AgentStatus, ...]:
+    return tuple(
+        replace(agent, ended_at_ms=time_ms)
+        for agent, time_ms in zip(agents(AgentPhase.COMPLETED, AgentPhase.COMPLETED), times_ms, strict=True)
+    )
+
+
 def status(progress: Progress, goal: Goal = Goal.RUN) -> SandboxStatus:
     order = replace(ORDER, goal=goal)
     return render_status(order, progress, accelerator="tcg", is_released=False, now_ms=9)
@@ -139,7 +146,21 @@ PHASES: list[tuple[dict[str, Any], Goal, Phase, Reason | None]] = [
         Phase.FAILED,
         WORSE,
     ),
-    ({"agents": agents(AgentPhase.COMPLETED, AgentPhase.FAILED), "artifact": ARTIFACT}, Goal.STOP, Phase.STOPPED, None),
+    # A stop that comes after the end changes nothing; one before it is what ended the run, however the agents took it.
+    ({"agents": agents(AgentPhase.COMPLETED, AgentPhase.FAILED), "artifact": ARTIFACT}, Goal.STOP, Phase.FAILED, BAD),
+    (
+        {"agents": ended_at(4, 9), "artifact": ARTIFACT, "stopping_since_ms": 5},
+        Goal.STOP,
+        Phase.STOPPED,
+        None,
+    ),
+    (
+        {"agents": ended_at(3, 4), "artifact": ARTIFACT, "stopping_since_ms": 5},
+        Goal.STOP,
+        Phase.COMPLETED,
+        None,
+    ),
+    ({"failure": BAD}, Goal.STOP, Phase.FAILED, BAD),
     ({"failure": BAD}, Goal.RUN, Phase.FAILED, BAD),
     ({"failure": BAD, "stopping_since_ms": 1}, Goal.STOP, Phase.STOPPED, BAD),
     ({}, Goal.STOP, Phase.STOPPED, None),
