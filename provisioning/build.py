@@ -1,13 +1,14 @@
 """Builds one image from its recipe, or finds that it is built already.
 
-recipe + guestd + guest scripts + this builder = key;  key known and image whole -> nothing to do
+recipe + lock + guestd + guest scripts + this builder = key;  key known and image whole -> nothing to do
 """
 
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fleet.errors import HostFaultError, UnavailableError
@@ -24,7 +25,10 @@ from provisioning.imagestore import (
     write_tag,
 )
 from provisioning.initramfs import build_initramfs
+from provisioning.lock import describe_difference, encode_lock, refresh_step
 from provisioning.manifest import ImageFile, Manifest
+from provisioning.packages import load_lock
+from provisioning.programs import keep_program
 from provisioning.recipe import Recipe
 from provisioning.rootfs import (
     GUEST_DIR,
@@ -32,6 +36,7 @@ from provisioning.rootfs import (
     customise_root,
     ensure_rootfs_tar,
     list_packages,
+    purge_packages,
     unpack_rootfs,
 )
 from provisioning.verify import digest_file
@@ -69,8 +74,8 @@ def ensure_image(
 
 
 def build_key(recipe: Recipe) -> str:
-    """64 hex digits over everything that decides an image's content, the package versions of a fresh bootstrap apart."""
-    hasher = hashlib.sha256(recipe.digest.encode())
+    """64 hex digits over everything that decides an image's content."""
+    hasher = hashlib.sha256(recipe.digest.encode() + encode_lock(load_lock(recipe)).encode())
     builder = sorted(Path(__file__).parent.glob("*.py"))
     for path in (*builder, *sorted(GUEST_DIR.iterdir()), *find_guestd_sources(PROJECT)):
         hasher.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
@@ -78,24 +83,47 @@ def build_key(recipe: Recipe) -> str:
 
 
 def _build(recipe: Recipe, images_dir: Path, cache_dir: Path, progress: Callable[[str], None]) -> str:
-    progress(f"packages of {recipe.rootfs.suite} (cached after the first build)")
-    tar = ensure_rootfs_tar(recipe, cache_dir)
-    with staging_dir(images_dir) as staging, tempfile.TemporaryDirectory(prefix=TREE_PREFIX, dir=cache_dir) as name:
-        root = Path(name)
-        root.chmod(0o755)
+    tar = ensure_rootfs_tar(recipe, cache_dir, progress)
+    with (
+        staging_dir(images_dir) as staging,
+        tempfile.TemporaryDirectory(prefix=TREE_PREFIX, dir=cache_dir) as name,
+        _plain_umask(),
+    ):
+        root, tools = Path(name) / "root", Path(name) / "tools"
+        root.mkdir()
         progress("unpack")
         unpack_rootfs(tar, root)
-        packages = list_packages(root)
+        _check_packages(recipe, root)
         progress("kernel and initramfs")
         _copy_kernel(root, staging / FILES["kernel"])
         (staging / FILES["initramfs"]).write_bytes(build_initramfs(root, recipe))
+        mkfs = keep_program(root, "usr/bin/mkfs.erofs", tools)
+        purge_packages(root, recipe.rootfs.build_only)
+        packages = list_packages(root)
         progress("guestd and the Python library, compiled")
         compile_python(root)
         customise_root(root, recipe, pack_guestd(PROJECT, root))
         progress("root filesystem")
-        _make_root(root, staging / FILES["root"], recipe)
+        _make_root(mkfs, root, staging / FILES["root"], recipe)
         progress("digests")
         return put_image(images_dir, staging, _manifest(recipe, staging, packages))
+
+
+@contextmanager
+def _plain_umask() -> Iterator[None]:
+    """Folders that are made on the way have the modes of the code, whoever builds."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _check_packages(recipe: Recipe, root: Path) -> None:
+    difference = describe_difference(load_lock(recipe), list_packages(root))
+    if difference:
+        message = f"the packages of {recipe.name} do not resolve to its lock: {difference}"
+        raise HostFaultError("lock_mismatch", message, refresh_step(recipe.name))
 
 
 def _copy_kernel(root: Path, target: Path) -> None:
@@ -105,10 +133,10 @@ def _copy_kernel(root: Path, target: Path) -> None:
     shutil.copyfile(kernels[0], target)
 
 
-def _make_root(root: Path, target: Path, recipe: Recipe) -> None:
+def _make_root(mkfs: list[str], root: Path, target: Path, recipe: Recipe) -> None:
     # lz4 takes a third off the size; boots with it and without measured the same, under emulation too.
-    arguments = ["mkfs.erofs", "-zlz4", f"-T{recipe.epoch_s}", f"-U{recipe.root_uuid}", str(target), str(root)]
-    run_command(arguments, timeout_s=MKFS_TIMEOUT_S)
+    options = ["--quiet", "-zlz4", f"-T{recipe.epoch_s}", f"-U{recipe.root_uuid}"]
+    run_command([*mkfs, *options, str(target), str(root)], timeout_s=MKFS_TIMEOUT_S)
 
 
 def _manifest(recipe: Recipe, staging: Path, packages: tuple[tuple[str, str], ...]) -> Manifest:

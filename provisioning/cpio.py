@@ -4,11 +4,14 @@ Source: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 # The kernel refuses paths that do not fit PATH_MAX; ours are short, a longer one is a mistake.
 PATH_MAX_BYTES = 255
+# The magic and 13 numbers of 8 digits.
+HEADER_BYTES = 110
+TRAILER = "TRAILER!!!"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ def write_cpio(members: Iterable[CpioMember], mtime_s: int) -> bytes:
             raise ValueError(f"{member.path!r} is there twice")
         previous = member.path
         parts.append(_encode(member, number, mtime_s))
-    parts.append(_encode(CpioMember("TRAILER!!!", 0), 0, 0))
+    parts.append(_encode(CpioMember(TRAILER, 0), 0, 0))
     return b"".join(parts)
 
 
@@ -51,3 +54,18 @@ def _encode(member: CpioMember, number: int, mtime_s: int) -> bytes:
 
 def _padded(content: bytes) -> bytes:
     return content + b"\0" * (-len(content) % 4)
+
+
+def read_cpio(archive: bytes) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
+    """Path, header and content of each member of an archive that write_cpio wrote."""
+    offset = 0
+    while True:
+        header = archive[offset : offset + HEADER_BYTES]
+        size, name_size = int(header[54:62], 16), int(header[94:102], 16)
+        start = offset + HEADER_BYTES
+        path = archive[start : start + name_size - 1].decode()
+        if path == TRAILER:
+            return
+        content_start = start + name_size + -(HEADER_BYTES + name_size) % 4
+        yield path, (header, archive[content_start : content_start + size])
+        offset = content_start + size + -size % 4

@@ -1,4 +1,7 @@
-"""What goes into an image, as data: the recipes folder read into frozen records. Knows nothing of how it is built."""
+"""What goes into an image, as data: the recipes folder read into frozen records. Knows nothing of how it is built.
+
+A recipe may extend another: lists grow, tables are merged, everything else is replaced.
+"""
 
 import hashlib
 import json
@@ -10,16 +13,19 @@ from typing import Any
 from fleet.errors import InvalidSpecError, NotFoundError
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
+# A recipe on a recipe on a recipe: more would be a puzzle, and a circle has no end.
+EXTENDS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
 class RootfsRecipe:
-    """The slow part: which packages of which release."""
+    """The slow part: which packages of which release. `build_only` are for the builder and leave the tree again."""
 
     suite: str
     variant: str
     architecture: str
     packages: tuple[str, ...]
+    build_only: tuple[str, ...]
     path_exclude: tuple[str, ...]
 
 
@@ -33,7 +39,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One image; `digest` covers every byte of its file."""
+    """One image; `digest` covers every byte of its file and of those it extends."""
 
     name: str
     architecture: str
@@ -44,32 +50,44 @@ class Recipe:
     early_modules: tuple[str, ...]
     modules: tuple[str, ...]
     root_uuid: str
-    build_only: tuple[str, ...]
     remove: tuple[str, ...]
     users: tuple[User, ...]
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
     mask_units: tuple[str, ...]
     mask_generators: tuple[str, ...]
     files: tuple[tuple[str, str], ...]
     digest: str
 
 
+def list_recipes(recipes_dir: Path = RECIPES_DIR) -> list[str]:
+    """The names of all recipes, sorted."""
+    return sorted(found.stem for found in recipes_dir.glob("*.toml"))
+
+
 def load_recipe(name: str, recipes_dir: Path = RECIPES_DIR) -> Recipe:
     """Reads the recipe `name`. Raises NotFoundError or, for a broken file, InvalidSpecError."""
-    path = recipes_dir / f"{name}.toml"
-    if "/" in name or not path.is_file():
-        known = ", ".join(sorted(found.stem for found in recipes_dir.glob("*.toml")))
-        raise NotFoundError("recipe_not_found", f"there is no recipe {name!r}", f"use one of: {known}")
-    content = path.read_bytes()
+    contents = [_read(name, recipes_dir)]
     try:
-        return parse_recipe(content)
+        while base := tomllib.loads(contents[0].decode()).get("extends"):
+            if len(contents) > EXTENDS_MAX:
+                raise ValueError(f"more than {EXTENDS_MAX} recipes extend each other")
+            contents.insert(0, _read(str(base), recipes_dir))
+        return parse_recipe(*contents)
     except (KeyError, TypeError, ValueError) as error:
+        path = recipes_dir / f"{name}.toml"
         raise InvalidSpecError("recipe_invalid", f"{path}: {error!r}", "correct the recipe") from error
 
 
-def parse_recipe(content: bytes) -> Recipe:
-    """Turns a recipe's TOML into a Recipe. Raises KeyError, TypeError or ValueError for what does not fit."""
-    table: dict[str, Any] = tomllib.loads(content.decode())
-    rootfs = table["rootfs"]
+def parse_recipe(*contents: bytes) -> Recipe:
+    """Turns the TOML of a recipe, after that of those it extends, into a Recipe.
+
+    Raises KeyError, TypeError or ValueError for what does not fit.
+    """
+    table: dict[str, Any] = {}
+    for content in contents:
+        table = _merged(table, tomllib.loads(content.decode()))
+    rootfs, systemd = table["rootfs"], table["systemd"]
+    unmasked = _strings(systemd.get("unmask", []))
     return Recipe(
         name=str(table["name"]),
         architecture=str(table["architecture"]),
@@ -81,25 +99,53 @@ def parse_recipe(content: bytes) -> Recipe:
             variant=str(rootfs["variant"]),
             architecture=str(rootfs["architecture"]),
             packages=_strings(rootfs["packages"]),
+            build_only=_strings(rootfs["build_only"]),
             path_exclude=_strings(rootfs["path_exclude"]),
         ),
         early_modules=_strings(table["kernel"]["early_modules"]),
         modules=_strings(table["kernel"]["modules"]),
         root_uuid=str(table["root"]["uuid"]),
-        build_only=_strings(table["root"]["build_only"]),
         remove=tuple(_inside(pattern) for pattern in _strings(table["root"]["remove"])),
         users=tuple(User(str(user["name"]), int(user["uid"])) for user in table["user"]),
-        mask_units=_strings(table["systemd"]["mask"]),
-        mask_generators=_strings(table["systemd"]["mask_generators"]),
+        groups=tuple((str(name), _strings(members)) for name, members in sorted(table.get("group", {}).items())),
+        mask_units=tuple(unit for unit in _strings(systemd["mask"]) if unit not in unmasked),
+        mask_generators=_strings(systemd["mask_generators"]),
         files=tuple((_inside(path), str(text)) for path, text in sorted(table["file"].items())),
-        digest=hashlib.sha256(content).hexdigest(),
+        digest=hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest(),
     )
 
 
-def rootfs_key(rootfs: RootfsRecipe, epoch_s: int) -> str:
+def request_digest(rootfs: RootfsRecipe) -> str:
+    """Names what a lock answers: 64 hex digits over the release and the packages asked for."""
+    wanted = [rootfs.suite, rootfs.variant, rootfs.architecture, sorted({*rootfs.packages, *rootfs.build_only})]
+    return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+
+
+def rootfs_key(recipe: Recipe, lock_text: str) -> str:
     """Names the package tree: 64 hex digits over everything that decides its content, and nothing else."""
-    described = json.dumps({"rootfs": asdict(rootfs), "epoch_s": epoch_s}, sort_keys=True)
-    return hashlib.sha256(described.encode()).hexdigest()
+    described = {"rootfs": asdict(recipe.rootfs), "epoch_s": recipe.epoch_s, "lock": lock_text}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _read(name: str, recipes_dir: Path) -> bytes:
+    path = recipes_dir / f"{name}.toml"
+    if "/" in name or not path.is_file():
+        known = ", ".join(list_recipes(recipes_dir))
+        raise NotFoundError("recipe_not_found", f"there is no recipe {name!r}", f"use one of: {known}")
+    return path.read_bytes()
+
+
+def _merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in more.items():
+        known = base.get(key)
+        if isinstance(known, dict) and isinstance(value, dict):
+            result[key] = _merged(known, value)
+        elif isinstance(known, list) and isinstance(value, list):
+            result[key] = [*known, *(one for one in value if one not in known)]
+        else:
+            result[key] = value
+    return result
 
 
 def _strings(values: object) -> tuple[str, ...]:

@@ -1,12 +1,15 @@
 """Makes an image's tree: Debian packages by mmdebstrap (cached by recipe), then everything that makes it ours."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from fleet.errors import HostFaultError
 from provisioning.command import run_command
+from provisioning.lock import encode_lock
 from provisioning.modules import load_order, read_modules
-from provisioning.recipe import Recipe, User, rootfs_key
+from provisioning.packages import ensure_debs, load_lock, local_repository
+from provisioning.recipe import Recipe, RootfsRecipe, User, rootfs_key
 
 # A slow mirror and a slow disk together; an ordinary build takes under two minutes.
 BOOTSTRAP_TIMEOUT_S = 1800.0
@@ -16,29 +19,49 @@ GUEST_DIR = Path(__file__).parent / "guest"
 BEDPLATE_DIR = "usr/lib/bedplate"
 
 
-def ensure_rootfs_tar(recipe: Recipe, cache_dir: Path) -> Path:
-    """The package tree as a tar, from the cache or made now; needs root (mmdebstrap) and the machine's package sources."""
+def _quietly(step: str) -> None:
+    """Progress for nobody."""
+
+
+def ensure_rootfs_tar(recipe: Recipe, cache_dir: Path, progress: Callable[[str], None] = _quietly) -> Path:
+    """The tree of exactly the locked packages as a tar, from the cache or made now; making it needs root (mmdebstrap).
+
+    Packages that are not in the cache come from the machine's package sources.
+    """
+    lock = load_lock(recipe)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    target = cache_dir / f"rootfs-{rootfs_key(recipe.rootfs, recipe.epoch_s)[:16]}.tar"
+    target = cache_dir / f"rootfs-{rootfs_key(recipe, encode_lock(lock))[:16]}.tar"
     if target.exists():
         return target
+    debs_dir = cache_dir / "debs"
+    ensure_debs(recipe, lock, debs_dir, progress)
+    progress(f"install {len(lock.packages)} packages")
     temporary = target.with_suffix(".part.tar")
-    rootfs = recipe.rootfs
-    excludes = [f"--dpkgopt=path-exclude={pattern}" for pattern in rootfs.path_exclude]
-    arguments = [
+    with local_repository(lock, debs_dir, cache_dir, recipe.rootfs.suite) as line:
+        run_command(
+            _bootstrap_command(recipe.rootfs, str(temporary), line),
+            timeout_s=BOOTSTRAP_TIMEOUT_S,
+            env={"SOURCE_DATE_EPOCH": str(recipe.epoch_s)},
+        )
+    temporary.replace(target)
+    return target
+
+
+def _bootstrap_command(rootfs: RootfsRecipe, target: str, repository: str) -> list[str]:
+    return [
         "mmdebstrap",
         "--mode=root",
         "--quiet",
         f"--variant={rootfs.variant}",
         f"--architectures={rootfs.architecture}",
-        f"--include={','.join(rootfs.packages)}",
-        *excludes,
+        f"--include={','.join((*rootfs.packages, *rootfs.build_only))}",
+        # apt's own user could not read a repository below a private folder.
+        '--aptopt=APT::Sandbox::User "root"',
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in rootfs.path_exclude),
         rootfs.suite,
-        str(temporary),
+        target,
+        repository,
     ]
-    run_command(arguments, timeout_s=BOOTSTRAP_TIMEOUT_S, env={"SOURCE_DATE_EPOCH": str(recipe.epoch_s)})
-    temporary.replace(target)
-    return target
 
 
 def unpack_rootfs(tar: Path, root: Path) -> None:
@@ -61,10 +84,30 @@ def list_packages(root: Path) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, version) for name, _, version in (line.partition(" ") for line in lines)))
 
 
+def purge_packages(root: Path, names: tuple[str, ...]) -> None:
+    """Takes packages out of the tree again, and what only they needed."""
+    # Triggers of packages that stay run too, and some read /proc.
+    inside = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        f"--mount-proc={root / 'proc'}",
+        "chroot",
+        str(root),
+    ]
+    options = ["--yes", "--quiet", "--auto-remove", "-oAPT::Sandbox::User=root", "-oDPkg::Use-Pty=0"]
+    run_command([*inside, "apt-get", "purge", *options, *names], timeout_s=STEP_TIMEOUT_S)
+
+
 def customise_root(root: Path, recipe: Recipe, guestd: bytes) -> None:
     """Turns the package tree into the image's root; afterwards nothing in it depends on when or where it was built."""
     for user in recipe.users:
         _add_user(root, user)
+    for group, members in recipe.groups:
+        for member in members:
+            _join(root, group, member)
     for unit in recipe.mask_units:
         _mask(root / "etc/systemd/system" / unit)
     for generator in recipe.mask_generators:
@@ -73,8 +116,6 @@ def customise_root(root: Path, recipe: Recipe, guestd: bytes) -> None:
     for pattern in recipe.remove:
         for found in sorted(root.glob(pattern)):
             _remove(found)
-    for package in recipe.build_only:
-        _remove(root / "usr/bin" / package.removesuffix("-static"))
     for path, text in recipe.files:
         target = root / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +160,17 @@ def _add_user(root: Path, user: User) -> None:
     home.chmod(0o750)
 
 
+def _join(root: Path, group: str, member: str) -> None:
+    for path in (root / "etc/group", root / "etc/gshadow"):
+        lines = path.read_text().splitlines()
+        found = [number for number, line in enumerate(lines) if line.startswith(f"{group}:")]
+        if len(found) != 1:
+            raise HostFaultError("group_not_found", f"{path} has no group {group} for {member}")
+        line = lines[found[0]]
+        lines[found[0]] = f"{line}{'' if line.endswith(':') else ','}{member}"
+        path.write_text("".join(f"{one}\n" for one in lines))
+
+
 def _append(path: Path, line: str) -> None:
     with path.open("a") as stream:
         stream.write(line)
@@ -137,7 +189,7 @@ def _keep_modules(root: Path, recipe: Recipe) -> None:
     for path in sorted((modules.folder / "kernel").rglob("*.ko*")):
         if str(path.relative_to(modules.folder)) not in kept:
             path.unlink()
-    run_command(["depmod", "-b", str(root / "usr"), modules.release], timeout_s=STEP_TIMEOUT_S)
+    run_command(["chroot", str(root), "depmod", modules.release], timeout_s=STEP_TIMEOUT_S)
 
 
 def _remove(path: Path) -> None:

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from provisioning.cpio import CpioMember, write_cpio
+from provisioning.cpio import CpioMember, read_cpio, write_cpio
 
 MTIME_S = 1754697600
 MEMBERS = [
@@ -47,3 +47,9 @@ def test_a_path_given_twice_is_refused() -> None:
     """Two members of one path would mean that the later silently wins."""
     with pytest.raises(ValueError, match="twice"):
         write_cpio([MEMBERS[0], MEMBERS[0]], MTIME_S)
+
+
+def test_what_was_written_is_read() -> None:
+    """A difference between two archives is named by member, so each must be found with its content."""
+    found = {path: content for path, (_, content) in read_cpio(write_cpio(MEMBERS, MTIME_S))}
+    assert found == {member.path: member.content for member in MEMBERS}

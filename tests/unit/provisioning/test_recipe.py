@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import InvalidSpecError, NotFoundError
-from provisioning.recipe import RECIPES_DIR, load_recipe, rootfs_key
+from provisioning.recipe import RECIPES_DIR, load_recipe, request_digest, rootfs_key
 
 BASE = (RECIPES_DIR / "base.toml").read_text()
 
@@ -20,12 +20,58 @@ def test_the_base_recipe_has_what_guests_are_promised() -> None:
 
 
 def test_only_packages_and_time_name_the_package_tree() -> None:
-    """A change of guestd, users or units must not fetch packages again; a change of packages must."""
+    """A change of guestd, users or units must not install packages again; a change of packages or of their lock must."""
     recipe = load_recipe("base")
-    key = rootfs_key(recipe.rootfs, recipe.epoch_s)
-    more = replace(recipe.rootfs, packages=(*recipe.rootfs.packages, "vim"))
-    assert rootfs_key(load_recipe("base").rootfs, recipe.epoch_s) == key
-    assert len({key, rootfs_key(more, recipe.epoch_s), rootfs_key(recipe.rootfs, recipe.epoch_s + 1)}) == 3
+    more = replace(recipe, rootfs=replace(recipe.rootfs, packages=(*recipe.rootfs.packages, "vim")))
+    later = replace(recipe, epoch_s=recipe.epoch_s + 1)
+    unmasked = replace(recipe, mask_units=(), users=())
+    assert rootfs_key(unmasked, "lock") == rootfs_key(recipe, "lock")
+    keys = {rootfs_key(recipe, "lock"), rootfs_key(more, "lock"), rootfs_key(later, "lock"), rootfs_key(recipe, "new")}
+    assert len(keys) == 4
+
+
+def test_the_order_of_packages_asks_for_nothing_new() -> None:
+    """A lock answers which packages are wanted, so only another set of them makes it stale."""
+    rootfs = load_recipe("base").rootfs
+    turned = replace(rootfs, packages=rootfs.packages[::-1], path_exclude=())
+    assert request_digest(turned) == request_digest(rootfs)
+    assert request_digest(replace(rootfs, packages=rootfs.packages[1:])) != request_digest(rootfs)
+
+
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
+    """Lists grow, tables merge, single values are replaced, a mask can be taken back; both files name the recipe."""
+    (tmp_path / "base.toml").write_text(BASE)
+    child = """
+name = "more"
+extends = "base"
+[rootfs]
+packages = ["git", "vim"]
+[root]
+uuid = "0bed91a7-e000-4000-8000-000000000001"
+[systemd]
+unmask = ["tmp.mount"]
+[group]
+systemd-journal = ["agent"]
+[file]
+"etc/hostname" = "more"
+"""
+    (tmp_path / "more.toml").write_text(child)
+    base, more = load_recipe("base", tmp_path), load_recipe("more", tmp_path)
+    assert more.rootfs.packages == (*base.rootfs.packages, "vim")
+    assert (more.name, more.root_uuid[-1], more.users) == ("more", "1", base.users)
+    assert set(base.mask_units) - set(more.mask_units) == {"tmp.mount"}
+    assert dict(more.files) == {**dict(base.files), "etc/hostname": "more"}
+    assert more.groups == (("systemd-journal", ("agent",)),)
+    (tmp_path / "base.toml").write_text(BASE + "\n")
+    assert load_recipe("more", tmp_path).digest != more.digest
+
+
+def test_recipes_that_extend_each_other_are_refused(tmp_path: Path) -> None:
+    """A circle ends as an error, not as a builder that hangs."""
+    for name, base in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\nextends = "{base}"\n')
+    with pytest.raises(InvalidSpecError, match="extend each other"):
+        load_recipe("a", tmp_path)
 
 
 @pytest.mark.parametrize(
