@@ -11,15 +11,17 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from fleet.errors import HostFaultError, InvalidSpecError, NotFoundError
+from fleet.errors import HostFaultError, InvalidSpecError, NotFoundError, UnavailableError
 from fleet.model.admission import SOURCE_BYTES_MAX
 from fleet.model.ids import Digest, Tenant, digest_hex, is_digest, is_dns_label
 from fleet.model.units import MIB
 from hostd.drivers.image.command import run_command
-from hostd.drivers.image.untar import unpack_source
+from hostd.drivers.image.unpack import unpack_apart
 from hostd.files import disk_faults, sync_folder
 
 # In the guest everything belongs to the user `agent` (uid and gid 1001, provisioning/recipes/base.toml).
@@ -28,6 +30,12 @@ AGENT_ID = "1001"
 EROFS_UUID = "0bed91a7-50ce-4000-8000-00000000d15c"
 # Uploads stop before the disk is full, so that running sandboxes can go on writing.
 FREE_BYTES_MIN = 512 * MIB
+# An upload lies there as a tar, as a tree and as a disk at once.
+COPIES = 3
+# A sender that is slower, or sends nothing for so long, does not hold its place.
+BYTES_PER_S_MIN = MIB // 8
+RECEIVE_S_MIN = 120.0
+CHUNK_TIMEOUT_S = 30.0
 
 _RESEND = "upload it again with mb up"
 
@@ -37,6 +45,8 @@ class SourceStore:
 
     def __init__(self, sources_dir: Path) -> None:
         self._dir = sources_dir
+        # What uploads under way may come to occupy: each is checked against what the others leave.
+        self._expected_bytes = 0
         sources_dir.mkdir(parents=True, exist_ok=True)
         sources_dir.chmod(0o711)
         for leftover in sources_dir.glob(".incoming-*"):
@@ -60,19 +70,23 @@ class SourceStore:
         return self._folder(tenant, digest) / "source.tar"
 
     async def put(self, tenant: Tenant, digest: Digest, size_bytes: int, chunks: AsyncIterator[bytes]) -> None:
-        """Takes a source in; raises InvalidSpecError when it is not what its digest and size say, or no clean tar."""
+        """Takes a source in; raises InvalidSpecError when it is not what its digest and size say, or no clean tar.
+
+        Also HostFaultError `disk_full`, UnavailableError `source_stalled` for a sender that is too slow.
+        """
         if self.has(tenant, digest):
             return
         if size_bytes > SOURCE_BYTES_MAX:
             message = f"{size_bytes} bytes are more than {SOURCE_BYTES_MAX}"
             raise InvalidSpecError("source_too_large", message, "send less, or split it", field="size_bytes")
-        if shutil.disk_usage(self._dir).free < size_bytes * 3 + FREE_BYTES_MIN:
-            raise HostFaultError("disk_full", "this host has no room for the source", "free space on the host")
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._dir, ignore_cleanup_errors=True) as name:
+        with (
+            self._room(size_bytes * COPIES),
+            tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._dir, ignore_cleanup_errors=True) as name,
+        ):
             incoming = Path(name)
             await _receive(incoming / "source.tar", digest, size_bytes, chunks)
             await _build_disk(incoming)
-            await asyncio.to_thread(_publish, incoming, self._folder(tenant, digest))
+            await _to_the_end(asyncio.to_thread(_publish, incoming, self._folder(tenant, digest)))
 
     async def ensure_disk(self, tenant: Tenant, digest: Digest) -> str:
         """The path of the source's disk, read and compared with its digest now.
@@ -95,6 +109,17 @@ class SourceStore:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise _corrupt(disk, fault)
         return str(disk)
+
+    @contextmanager
+    def _room(self, size_bytes: int) -> Iterator[None]:
+        """Within it so much of the disk is spoken for."""
+        if shutil.disk_usage(self._dir).free < self._expected_bytes + size_bytes + FREE_BYTES_MIN:
+            raise HostFaultError("disk_full", "this host has no room for the source", "free space on the host")
+        self._expected_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._expected_bytes -= size_bytes
 
     def _folder(self, tenant: Tenant, digest: Digest) -> Path:
         assert is_dns_label(tenant)
@@ -132,23 +157,49 @@ def _rename_into(incoming: Path, folder: Path) -> bool:
 
 async def _receive(path: Path, digest: Digest, size_bytes: int, chunks: AsyncIterator[bytes]) -> None:
     hasher, received = hashlib.sha256(), 0
-    with path.open("xb") as stream:
-        async for chunk in chunks:
-            received += len(chunk)
-            if received > size_bytes:
-                break
-            hasher.update(chunk)
-            with disk_faults(path):
-                stream.write(chunk)
+    try:
+        async with asyncio.timeout(max(RECEIVE_S_MIN, size_bytes / BYTES_PER_S_MIN)):
+            with path.open("xb") as stream:
+                async for chunk in _prompt(chunks):
+                    received += len(chunk)
+                    if received > size_bytes:
+                        break
+                    hasher.update(chunk)
+                    with disk_faults(path):
+                        stream.write(chunk)
+    except TimeoutError as error:
+        message = f"{received} of {size_bytes} bytes came, too slowly"
+        raise UnavailableError("source_stalled", message, "send it again over a faster way") from error
     if received != size_bytes or "sha256:" + hasher.hexdigest() != digest:
         message = f"what arrived is not {size_bytes} bytes of digest {digest}"
         raise InvalidSpecError("digest_mismatch", message, _RESEND, field="digest")
 
 
+async def _prompt(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, each in time and each of at least a byte; raises TimeoutError or InvalidSpecError."""
+    while True:
+        async with asyncio.timeout(CHUNK_TIMEOUT_S):
+            chunk = await anext(chunks, None)
+        if chunk is None:
+            return
+        if not chunk:
+            raise InvalidSpecError("chunk_empty", "a chunk has no bytes", _RESEND, field="chunk")
+        yield chunk
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Waits for `work` also when cancelled: a thread cannot be, and what it works on must stay until it is done."""
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(working)
+    finally:
+        await asyncio.wait([working])
+
+
 async def _build_disk(incoming: Path) -> None:
     tree = incoming / "tree"
     tree.mkdir()
-    await asyncio.to_thread(unpack_source, incoming / "source.tar", tree)
+    await unpack_apart(incoming / "source.tar", tree)
     disk = incoming / "disk.erofs"
     owner = (f"--force-uid={AGENT_ID}", f"--force-gid={AGENT_ID}")
     await run_command(

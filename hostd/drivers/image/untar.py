@@ -1,4 +1,4 @@
-"""Unpacks a source's tar into a folder, trusting nothing in it. Synchronous: run it in a thread.
+"""Unpacks a source's tar into a folder, trusting nothing in it. hostd runs it in a process of its own (unpack).
 
 Only folders, regular files and symlinks come out. A member lies in a folder that the tar itself made before, by that very path: so
 no path leads through a symlink, and none leads out. The folder is never mounted or executed on the host, it only becomes an EROFS
@@ -26,11 +26,14 @@ _TOP = PurePosixPath()
 _HOST_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE})
 
 
-def unpack_source(tar_path: Path, folder: Path) -> None:
-    """Unpacks into the empty `folder`; raises InvalidSpecError `source_invalid` that names the member and its fault."""
+def unpack_source(stream: BinaryIO, folder: Path) -> None:
+    """Unpacks a tar, from the start of a file, into the empty `folder`.
+
+    Raises InvalidSpecError `source_invalid` that names the member and its fault, HostFaultError `source_failed` for the host's.
+    """
     folders = {_TOP}
     try:
-        with tar_path.open("rb") as stream, tarfile.open(fileobj=cast(BinaryIO, _SmallReads(stream)), mode="r:") as tar:
+        with tarfile.open(fileobj=cast(BinaryIO, _SmallReads(stream)), mode="r:") as tar:
             count = total = 0
             while (member := tar.next()) is not None:
                 count, total = count + 1, total + member.size

@@ -6,7 +6,7 @@ import io
 import shutil
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,9 @@ import pytest
 from fleet.errors import HostFaultError, InvalidSpecError, NotFoundError
 from fleet.model.admission import SOURCE_BYTES_MAX
 from fleet.model.ids import Digest, Tenant, digest_hex
+from fleet.model.units import MIB
 from hostd.drivers.image import SourceStore
+from hostd.drivers.image.unpack import Bounds, unpack_apart
 
 ACME, OTHER = Tenant("acme"), Tenant("other")
 
@@ -131,6 +133,82 @@ async def test_what_is_no_clean_tar_is_refused(store: SourceStore, folder: Path,
         await put(store, content)
     assert caught.value.code == "source_invalid"
     assert is_empty(folder)
+
+
+@pytest.mark.parametrize(
+    "bounds", [Bounds(cpu_s=1), Bounds(memory_bytes=48 * MIB), Bounds(timeout_s=0.5)], ids=["cpu", "memory", "time"]
+)
+async def test_a_costly_tar_costs_its_sender_only(tmp_path: Path, bounds: Bounds) -> None:
+    """What takes more CPU, memory or time than unpacking may have is ended from outside and refused by name."""
+    tar, tree = tmp_path / "source.tar", tmp_path / "tree"
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as packed:
+        for number in range(100_000):
+            # The paths of folders are remembered.
+            member = tarfile.TarInfo(f"{number:099}")
+            member.type = tarfile.DIRTYPE
+            packed.addfile(member)
+    tree.mkdir()
+    with pytest.raises(InvalidSpecError) as caught:
+        await unpack_apart(tar, tree, bounds)
+    assert (caught.value.code, "within" in caught.value.message) == ("source_invalid", True)
+
+
+@pytest.mark.root
+async def test_a_tar_is_unpacked_without_privileges(tmp_path: Path) -> None:
+    """Root's hostd lets nobody's process read a stranger's tar: what comes out belongs to nobody."""
+    tar, tree = tmp_path / "source.tar", tmp_path / "tree"
+    tar.write_bytes(TAR)
+    tar.chmod(0o600)
+    tree.mkdir(mode=0o700)
+    await unpack_apart(tar, tree)
+    assert {path.name: path.stat().st_uid for path in tree.iterdir()} == {"README": 65534, "run": 65534}
+
+
+async def test_an_empty_chunk_is_refused(store: SourceStore, folder: Path) -> None:
+    """A sender of chunks without bytes would never end."""
+
+    async def nothing() -> AsyncIterator[bytes]:
+        while True:
+            yield b""
+
+    with pytest.raises(InvalidSpecError) as caught:
+        await store.put(ACME, DIGEST, len(TAR), nothing())
+    assert caught.value.code == "chunk_empty"
+    assert is_empty(folder)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of a GiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1G", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.root
+async def test_uploads_under_way_count_against_the_disk(small: Path) -> None:
+    """Two uploads that fit one by one and not together: the second is refused while the first is under way, and heard after it."""
+    store, size_bytes = SourceStore(small), 100 * MIB
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held_up() -> AsyncIterator[bytes]:
+        begun.set()
+        await go_on.wait()
+        yield TAR
+
+    first = asyncio.create_task(store.put(ACME, DIGEST, size_bytes, held_up()))
+    await begun.wait()
+    with pytest.raises(HostFaultError) as caught:
+        await store.put(OTHER, DIGEST, size_bytes, chunks(TAR))
+    assert caught.value.code == "disk_full"
+    go_on.set()
+    with pytest.raises(InvalidSpecError):
+        await first
+    with pytest.raises(InvalidSpecError) as heard:
+        await store.put(OTHER, DIGEST, size_bytes, chunks(TAR))
+    assert heard.value.code == "digest_mismatch"
 
 
 async def test_an_unknown_source_is_not_found(store: SourceStore) -> None:

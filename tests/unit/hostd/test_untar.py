@@ -66,7 +66,8 @@ def unpack_tar(tar: Path, tmp_path: Path) -> dict[str, str]:
     victim.mkdir()
     folder.mkdir()
     try:
-        unpack_source(tar, folder)
+        with tar.open("rb") as stream:
+            unpack_source(stream, folder)
     finally:
         assert tree(victim) == {}
         assert {path.name for path in tmp_path.iterdir()} <= {"source.tar", "victim", "tree"}
