@@ -1,7 +1,7 @@
 """hostd's composition root: reads the configuration, chooses the drivers, runs the daemon until it is told to stop.
 
-`python -m hostd --config FILE` serves; `probe` after it only says what VMs would run on; `retire` takes the bridge and the packet
-filter's rules away from a machine that is no host any more.
+`python -m hostd --config FILE` serves; after it `probe` only says what VMs would run on, `doctor` checks all that hostd needs, and
+`retire` takes the bridge and the packet filter's rules away from a machine that is no host any more.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from fleet.store.etcd import open_etcd
 from fleet.telemetry import configure_logging
 from hostd.config import HostdConfig
 from hostd.daemon import SCRATCH_DIR, Parts, run_daemon
+from hostd.doctor import __main__ as doctor
 from hostd.drivers.domain_xml import QemuUser
 from hostd.drivers.guest import SocketLinks
 from hostd.drivers.hypervisor import AcceleratorProbe, LibvirtHypervisor
@@ -45,8 +46,11 @@ def main() -> int:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("hostd", description=__doc__, epilog=_EPILOG, formatter_class=formatter)
     parser.add_argument("--config", type=Path, default=Path("/etc/bedplate/hostd.toml"), help="TOML (%(default)s)")
-    parser.add_argument("command", nargs="?", choices=[*_COMMANDS], default="serve", help="(%(default)s)")
+    parser.add_argument("command", nargs="?", choices=[*_COMMANDS, "doctor"], default="serve", help="(%(default)s)")
+    parser.add_argument("--json", action="store_true", help="with doctor: a list of findings as JSON")
     options = parser.parse_args()
+    if options.command == "doctor":
+        return doctor.report(options.config, as_json=options.json)
     try:
         config = load_config(HostdConfig, options.config)
         config.check()

@@ -1,6 +1,6 @@
 """Which roles may call which method of hostd. One row for each method: what has no row is denied to everyone.
 
-A new method gets its row here, in the table of tests/integration/hostd/test_authorisation.py and in docs/threat-model.md; that
+A new method gets its row here, in the table of tests/integration/scheduler/test_authorisation.py and in docs/threat-model.md; that
 test fails until all three say the same. Whose a sandbox is, hostd trusts the scheduler to have checked.
 """
 

@@ -10,7 +10,8 @@ command = LazyGroup(
         "uncordon": ("mb.commands.host_uncordon", "Let a host take sandboxes again."),
         "token": ("mb.commands.host_token", "Make a one-time token for a new host."),
         "enrol": ("mb.commands.host_enrol", "On the new host: get its certificate."),
+        "doctor": ("mb.commands.host_doctor", "On a host: check what hostd needs."),
         "revoke": ("mb.commands.host_revoke", "Refuse a host's certificates."),
     },
-    help="Hosts of the fleet; for operators, but for enrol, which runs on the host.",
+    help="Hosts of the fleet; for operators, but for enrol and doctor, which run on the host.",
 )

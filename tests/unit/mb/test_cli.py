@@ -50,7 +50,7 @@ VERBS = [
     "host cordon",
     "version",
 ]
-VERBS += ["host uncordon", "host token", "host enrol", "host revoke"]
+VERBS += ["host uncordon", "host token", "host enrol", "host revoke", "host doctor"]
 VERBS += ["pki init", "pki issue", "pki show", "pki revoke", "pki publish"]
 
 
