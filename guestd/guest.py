@@ -12,15 +12,17 @@ import os
 
 from guestd import VERSION
 from guestd.configuration import Configuration, parse_configuration
+from guestd.execs import Execs, sweep_programs
 from guestd.fault import GuestFault
 from guestd.machine import end_machine, measure_memory_mib, prepare_machine, read_boot_id, set_clock
 from guestd.state import State, load_json, nudge, put_json
 from guestd.streams import Stream
-from guestd.workload import Crew, Record, fork_aside, take_lock
+from guestd.workload import Cgroup, Crew, Record, fork_aside, take_lock
 from guestd.workspace import ensure_sources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import select
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
@@ -50,6 +52,8 @@ class Guest:
         self._is_collecting = False
         self._is_greeted = False
         self._is_resumed = False
+        sweep_programs(cgroups)
+        self._execs = Execs(outbox, lambda number: Cgroup(f"{cgroups}/exec-{number}"))
         # Agents of which the host knows, in this session, that their output is cut.
         self._told_truncated: set[str] = set()
         self._handlers: dict[str, Callable[[Message], None]] = {
@@ -59,13 +63,15 @@ class Guest:
             "collect": self._on_collect,
             "stop": self._on_stop,
             "poweroff": self._on_poweroff,
+            **self._execs.handlers,
         }
         if self._fields is not None:
             self._set_up(self._fields)
 
     def greet(self) -> None:
         """Begins a session: says `hello`, and what has failed."""
-        self._is_greeted, self._is_resumed = True, False
+        self.hang_up()
+        self._is_greeted = True
         self._told_truncated.clear()
         self._load_records()
         agents = {
@@ -79,6 +85,7 @@ class Guest:
     def hang_up(self) -> None:
         """Ends the session: nothing is said until the next."""
         self._is_greeted = self._is_resumed = False
+        self._execs.hang_up()
 
     def take(self, message: Message) -> None:
         """Does what the host says, and nothing for an unknown type; raises ValueError and its like for a field that is wrong."""
@@ -96,8 +103,31 @@ class Guest:
         if self._is_collecting and self._artifact is None:
             self._look_for_artifact()
 
+    @property
+    def next_at_s(self) -> float:
+        """When something is due although nothing happens; infinite for never."""
+        return self._execs.next_at_s
+
+    @property
+    def wants_rest(self) -> bool:
+        """Whether an idle moment could be used."""
+        return self._execs.wants_spare
+
+    def watch(self, poll: select.poll) -> None:
+        """Register all that can make anything here go on, besides the port and the nudges."""
+        self._execs.watch(poll)
+
+    def take_ends(self, ended: dict[int, int]) -> None:
+        """Takes those of programs out of the wait statuses of children that have ended."""
+        self._execs.take_ends(ended)
+
+    def rest(self) -> None:
+        """Uses an idle moment."""
+        self._execs.rest()
+
     def fill(self) -> None:
         """Adds output and artifact to the outbox, as far as it has room and the host keeps up."""
+        self._execs.fill()
         has_more = self._is_resumed
         while has_more and self._outbox.has_room:
             # One chunk of each in turn: an agent that prints much holds nobody up.
@@ -142,6 +172,7 @@ class Guest:
         self._load_records()
         if all(record.has_ended for record in self._records.values()):
             self._is_collecting = True
+            self._execs.close()
             self._start_packing()
 
     def _on_stop(self, message: Message) -> None:
@@ -171,6 +202,7 @@ class Guest:
         self._crew = Crew(configuration.agents, self._state, self._cgroups)
         self._crew.ensure_started()
         self._outputs = {name: Stream(files.output) for name, files in self._crew.files.items()}
+        self._execs.open(())
         self.look()
 
     def _start_packing(self) -> None:

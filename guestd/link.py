@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ PAYLOAD_BYTES_MAX = 256 * 1024
 RESYNC_BYTES = 8 + HEADER_BYTES_MAX + PAYLOAD_BYTES_MAX
 # Nothing more is asked of the streams while this much waits: two full frames keep the port busy.
 OUTBOX_BYTES = 2 * PAYLOAD_BYTES_MAX
+# The port's driver takes this much at once; small frames are put together up to it.
+WRITE_BYTES = 32 * 1024
 
 _LENGTHS = struct.Struct(">II")
 
@@ -112,44 +115,82 @@ class FrameReader:
 
 
 class Outbox:
-    """Bytes on their way to the host; what a new session or a hang-up makes stale is dropped."""
+    """Frames on their way to the host, in two lanes that take turns; what a new session or a hang-up makes stale is dropped.
+
+    The urgent lane is what a person waits for: it never queues behind more than one frame of bulk, and never starves it.
+    """
 
     def __init__(self) -> None:
+        # Being written: the tail of one frame, or a few small ones.
         self._buffer = bytearray()
+        self._bulk: deque[bytes] = deque()
+        self._urgent: deque[bytes] = deque()
+        self._bulk_bytes = self._urgent_bytes = 0
 
     @property
     def has_room(self) -> bool:
         """Whether a stream may add its next chunk."""
-        return len(self._buffer) < OUTBOX_BYTES
+        return self._bulk_bytes < OUTBOX_BYTES
+
+    @property
+    def has_urgent_room(self) -> bool:
+        """Whether a program may add its next chunk."""
+        return self._urgent_bytes < OUTBOX_BYTES
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing waits."""
-        return not self._buffer
+        return not self._buffer and not self._bulk and not self._urgent
 
     def clear(self) -> None:
         """Drop what waits."""
-        self._buffer.clear()
+        for waiting in (self._buffer, self._bulk, self._urgent):
+            waiting.clear()
+        self._bulk_bytes = self._urgent_bytes = 0
 
     def restart(self, nonce: bytes) -> None:
         """Drop what waits and begin a session: answer the host's marker."""
-        self._buffer[:] = MAGIC + nonce
+        self.clear()
+        self._buffer += MAGIC + nonce
 
     def resync(self) -> None:
         """Drop what waits and make the host begin anew."""
-        self._buffer[:] = bytes(RESYNC_BYTES)
+        self.clear()
+        self._buffer += bytes(RESYNC_BYTES)
 
     def add(self, type_: str, fields: Mapping[str, Any], payload: bytes = b"") -> None:
         """Append one frame."""
-        self._buffer += encode_frame(type_, fields, payload)
+        frame = encode_frame(type_, fields, payload)
+        self._bulk.append(frame)
+        self._bulk_bytes += len(frame)
+
+    def add_urgent(self, type_: str, fields: Mapping[str, Any], payload: bytes = b"") -> None:
+        """Append one frame that somebody waits for; it may overtake all that are not urgent."""
+        frame = encode_frame(type_, fields, payload)
+        self._urgent.append(frame)
+        self._urgent_bytes += len(frame)
 
     def flush(self, write: Callable[[memoryview], int]) -> None:
         """Give `write` as much as it takes; it answers how many bytes it took, 0 for no more now."""
-        taken = 0
-        with memoryview(self._buffer) as view:
-            while taken < len(view) and (count := write(view[taken:])):
-                taken += count
-        del self._buffer[:taken]
+        self._refill()
+        while self._buffer:
+            with memoryview(self._buffer) as view:
+                taken = write(view)
+            del self._buffer[:taken]
+            if not taken:
+                return
+            self._refill()
+
+    def _refill(self) -> None:
+        while len(self._buffer) < WRITE_BYTES and (self._urgent or self._bulk):
+            if self._urgent:
+                frame = self._urgent.popleft()
+                self._urgent_bytes -= len(frame)
+                self._buffer += frame
+            if self._bulk:
+                frame = self._bulk.popleft()
+                self._bulk_bytes -= len(frame)
+                self._buffer += frame
 
 
 def _decode(header: bytes, payload: bytes) -> Message:

@@ -5,6 +5,7 @@ hung up -- a byte arrives --> hunting for MAGIC -- marker --> in session; a read
 
 from __future__ import annotations
 
+import math
 import select
 import time
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 5.0
 # A port without a host is always "ready": it is not polled but asked this often whether one has come.
 RECONNECT_S = 0.1
+# So long without anything to do, and it is time for what nobody waits for.
+REST_S = 0.05
 
 
 class Loop:
@@ -48,11 +51,11 @@ class Loop:
         poll.register(self._nudges, select.POLLIN)
         if not self._is_hung_up:
             poll.register(self._port.descriptor, select.POLLIN | (0 if self._outbox.is_empty else select.POLLOUT))
-        poll.poll(wait_s * 1000)
+        self._guest.watch(poll)
+        is_idle = not poll.poll(wait_s * 1000)
         self._receive()
         is_due = time.monotonic() >= self._beat_at_s
-        if reap_children() or is_due:
-            self._guest.watch_over()
+        has_program_ended = self._reap(is_due=is_due)
         if take_nudges(self._nudges) or is_due:
             self._guest.look()
         if is_due:
@@ -60,10 +63,26 @@ class Loop:
             self._guest.beat(time.clock_gettime(time.CLOCK_BOOTTIME))
         self._guest.fill()
         self._outbox.flush(self._port.write)
+        if is_idle or has_program_ended:
+            self._guest.rest()
+
+    def _reap(self, *, is_due: bool) -> bool:
+        """Children that have ended; whether any of them was a program's."""
+        ended = reap_children()
+        count = len(ended)
+        self._guest.take_ends(ended)
+        if ended or is_due:
+            self._guest.watch_over()
+        return len(ended) < count
 
     def _wait_s(self) -> float:
-        wait_s = max(0.0, self._beat_at_s - time.monotonic())
-        return min(wait_s, RECONNECT_S) if self._is_hung_up else wait_s
+        wait_s = min(self._beat_at_s, self._guest.next_at_s) - time.monotonic()
+        if self._is_hung_up:
+            wait_s = min(wait_s, RECONNECT_S)
+        if self._guest.wants_rest:
+            wait_s = min(wait_s, REST_S)
+        # Rounded up: poll waits whole milliseconds, and would return just before what is due.
+        return max(0.0, math.ceil(wait_s * 1000) / 1000)
 
     def _receive(self) -> None:
         content = self._port.read()

@@ -30,15 +30,15 @@ def fork_aside(work: Callable[[], None], lock: int) -> None:
     os.close(lock)
 
 
-def reap_children() -> bool:
-    """Whether children have ended since the last call; they are reaped."""
-    has_ended = False
+def reap_children() -> dict[int, int]:
+    """The wait status of each child that has ended since the last call, by pid; they are reaped."""
+    ended: dict[int, int] = {}
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            has_ended = True
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[found[0]] = found[1]
     except ChildProcessError:
         pass
-    return has_ended
+    return ended
 
 
 def take_lock(path: str) -> int | None:

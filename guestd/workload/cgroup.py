@@ -1,14 +1,10 @@
-"""One agent's cgroup (kernel document cgroup-v2): its limits, its processes, and their end."""
+"""The cgroup of an agent or a program (kernel document cgroup-v2): its limits, its processes, and their end."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from guestd.configuration import Agent
 
 MIB = 1024 * 1024
 
@@ -19,16 +15,17 @@ class Cgroup:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def create(self, agent: Agent) -> None:
-        """The cgroup with the agent's limits; raises OSError."""
+    def create(self, *, pids_max: int, memory_mib: int = 0) -> None:
+        """The cgroup with its limits, memory unlimited at 0; raises OSError."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.path)
-        self._write("memory.max", str(agent.memory_mib * MIB))
-        self._write("memory.oom.group", "1")
-        self._write("pids.max", str(agent.pids_max))
-        # Absent in a kernel without swap.
-        with contextlib.suppress(FileNotFoundError):
-            self._write("memory.swap.max", "0")
+        self._write("pids.max", str(pids_max))
+        if memory_mib:
+            self._write("memory.max", str(memory_mib * MIB))
+            self._write("memory.oom.group", "1")
+            # Absent in a kernel without swap.
+            with contextlib.suppress(FileNotFoundError):
+                self._write("memory.swap.max", "0")
 
     def enter(self) -> None:
         """Move this process in; only root can ever move it out."""
@@ -36,9 +33,10 @@ class Cgroup:
 
     def signal(self, number: int) -> None:
         """Send a signal to every process in it."""
-        for pid in self._read("cgroup.procs").split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), number)
+        with contextlib.suppress(FileNotFoundError):
+            for pid in self._read("cgroup.procs").split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), number)
 
     def kill(self) -> None:
         """End every process in it, also those being forked now."""
@@ -49,13 +47,15 @@ class Cgroup:
         """A descriptor that polls POLLPRI when the first process has come or the last has gone."""
         return os.open(f"{self.path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
 
-    def remove(self) -> None:
-        """Take the empty cgroup away; one that cannot be emptied stays."""
+    def remove(self) -> bool:
+        """Take the empty cgroup away; False while processes keep it."""
         try:
             os.rmdir(self.path)
         except OSError as error:
             if error.errno not in (errno.EBUSY, errno.ENOENT):
                 raise
+            return error.errno == errno.ENOENT
+        return True
 
     def count_oom_kills(self) -> int:
         """How many of its processes were killed for want of memory."""

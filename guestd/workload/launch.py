@@ -1,41 +1,19 @@
-"""Turns a forked child into the agent: no privilege, an environment built from nothing, then its program."""
+"""Turns a forked child into the agent, confined and with its output where its supervisor reads it."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
-import signal
 
-from guestd import AGENT_ID
-from guestd.kernel import set_no_new_privileges
+from guestd.workload.confine import NOT_EXECUTABLE, NOT_FOUND, become_agent, build_environment, enter_confinement
 from guestd.workload.files import FAILED, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import NoReturn
 
     from guestd.configuration import Agent
     from guestd.workload.cgroup import Cgroup
-
-# As shells have it: no such program, and a program that cannot be executed.
-NOT_FOUND, NOT_EXECUTABLE = 127, 126
-
-_BASE = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/home/agent",
-    "USER": "agent",
-    "LOGNAME": "agent",
-    "SHELL": "/bin/bash",
-    "LANG": "C.UTF-8",
-    "TERM": "dumb",
-}
-
-
-def build_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """All that an agent finds in its environment: a base for every agent, and what its spec names."""
-    return {**_BASE, **env}
 
 
 def launch(agent: Agent, cgroup: Cgroup, output: int) -> tuple[int, Record | None]:
@@ -54,7 +32,9 @@ def launch(agent: Agent, cgroup: Cgroup, output: int) -> tuple[int, Record | Non
 def _become(agent: Agent, cgroup: Cgroup, output: int, report: int) -> NoReturn:
     code_if_missing, step = NOT_EXECUTABLE, "it cannot be confined"
     try:
-        _confine(cgroup, output)
+        enter_confinement(cgroup)
+        _connect(output)
+        become_agent()
         step = f"its working directory {agent.workdir} cannot be entered"
         os.chdir(agent.workdir)
         code_if_missing, step = NOT_FOUND, f"its program {agent.command[0]} cannot be executed"
@@ -67,21 +47,8 @@ def _become(agent: Agent, cgroup: Cgroup, output: int, report: int) -> NoReturn:
         os._exit(NOT_EXECUTABLE)
 
 
-def _confine(cgroup: Cgroup, output: int) -> None:
-    """Everything that must be so before the agent's program runs. Descriptors above 2 close themselves at the execve."""
-    cgroup.enter()
-    os.setsid()
-    with open("/proc/self/oom_score_adj", "w") as stream:
-        stream.write("0")
+def _connect(output: int) -> None:
+    """Nothing to read, one place to write to. Descriptors above 2 close themselves at the execve."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.umask(0o022)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Python ignores these two, and what is ignored stays so over an execve.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    os.setgroups([])
-    os.setresgid(AGENT_ID, AGENT_ID, AGENT_ID)
-    os.setresuid(AGENT_ID, AGENT_ID, AGENT_ID)
-    set_no_new_privileges()

@@ -55,7 +55,7 @@ class _Supervision:
 
     def run(self) -> Record:
         """The end of the agent, when nothing of it runs any more and all of its output is in the file."""
-        self._cgroup.create(self._agent)
+        self._cgroup.create(pids_max=self._agent.pids_max, memory_mib=self._agent.memory_mib)
         pid, failure = launch(self._agent, self._cgroup, self._pipe_end)
         os.close(self._pipe_end)
         os.set_blocking(self._pipe, False)

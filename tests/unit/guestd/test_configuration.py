@@ -12,7 +12,7 @@ from fleet.model.sandbox import Agent, EnvVar, Goal, SandboxSpec, Source
 from guestd import VERSION
 from guestd.configuration import parse_configuration
 from guestd.fault import TEXT_CHARS_MAX, GuestFault, clean_text
-from guestd.workload.launch import build_environment
+from guestd.workload.confine import build_environment
 from hostd.reconcile.words import describe_configuration
 
 DIGEST = Digest("sha256:" + "0" * 64)

@@ -1,0 +1,65 @@
+"""What a forked child does to itself before it becomes a program of the guest: no privilege, an environment built from nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+
+from guestd import AGENT_ID
+from guestd.kernel import set_no_new_privileges
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from guestd.workload.cgroup import Cgroup
+
+AGENT = "agent"
+ROOT = "root"
+# As shells have it: no such program, and a program that cannot be executed.
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+# Where the values of guestd.secrets lie.
+SECRETS_FOLDER = "/run/secrets"
+
+_BASE = {
+    AGENT: {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/home/agent", "USER": AGENT, "LOGNAME": AGENT},
+    ROOT: {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "USER": ROOT,
+        "LOGNAME": ROOT,
+    },
+}
+_COMMON = {"SHELL": "/bin/bash", "LANG": "C.UTF-8", "TERM": "dumb"}
+# Python ignores the last two and the shell that starts guestd the first two; what is ignored stays so over an execve.
+_IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
+
+
+def build_environment(
+    env: Mapping[str, str], *, user: str = AGENT, term: str = "", secrets: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """All that a program finds in its environment: the user's base, where secrets lie, and what its owner names."""
+    terminal = {"TERM": term} if term else {}
+    paths = {f"{name}_FILE": f"{SECRETS_FOLDER}/{name}" for name in secrets}
+    return {**_BASE[user], **_COMMON, **terminal, **paths, **env}
+
+
+def enter_confinement(cgroup: Cgroup, *, oom_score_adj: int = 0) -> None:
+    """A cgroup and a session of its own, no ignored signals, no core dumps; still root. Raises OSError."""
+    cgroup.enter()
+    os.setsid()
+    with open("/proc/self/oom_score_adj", "w") as stream:
+        stream.write(str(oom_score_adj))
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def become_agent() -> None:
+    """The user `agent`, for good: nothing that this process executes ever gains privileges. Raises OSError."""
+    os.setgroups([])
+    os.setresgid(AGENT_ID, AGENT_ID, AGENT_ID)
+    os.setresuid(AGENT_ID, AGENT_ID, AGENT_ID)
+    set_no_new_privileges()
