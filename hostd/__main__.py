@@ -32,6 +32,7 @@ from hostd.drivers.network import LinuxNetwork, NetworkSettings
 from hostd.orders import Orders
 from hostd.reconcile.apply import Drivers
 from hostd.reconcile.state import BootFiles
+from hostd.room import Room
 from hostd.sourcing import Sourcing
 
 _EPILOG = """examples:
@@ -76,7 +77,9 @@ async def _serve(config: HostdConfig) -> None:
     images, sources = ImageStore(config.images_dir), SourceStore(config.state_dir / "sources")
     hypervisor, links = LibvirtHypervisor(config.libvirt_uri, user, _probe(config, images)), SocketLinks()
     accelerator, reason = await hypervisor.probe_accelerator()
-    sourcing = Sourcing(HostId(config.host_id), store, sources, config.tls)
+    orders = Orders(config.state_dir)
+    room = Room(HostId(config.host_id), store, sources, config.sources, named=orders.named_sources)
+    sourcing = Sourcing(HostId(config.host_id), store, sources, config.tls, room)
     drivers = Drivers(
         hypervisor=hypervisor,
         network=_network(config, user),
@@ -84,10 +87,9 @@ async def _serve(config: HostdConfig) -> None:
         images=images,
         sources=sourcing,
     )
-    orders = Orders(config.state_dir)
     try:
         await run_daemon(
-            Parts(config, store, orders, drivers, links, images, sources, sourcing, accelerator, reason), stop
+            Parts(config, store, orders, drivers, links, images, sources, sourcing, room, accelerator, reason), stop
         )
     finally:
         await links.close()

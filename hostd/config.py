@@ -10,6 +10,7 @@ from fleet.identity import TlsFiles
 from fleet.model.ids import is_dns_label
 from hostd.drivers.domain_xml import QemuUser
 from hostd.inventory import InventorySettings
+from hostd.room import SourceSettings
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # The bridge, one sandbox, the network's own and its broadcast address.
@@ -59,6 +60,7 @@ class HostdConfig:
     log_level: str = "info"
     network: NetworkConfig = NetworkConfig()
     inventory: InventorySettings = field(default_factory=InventorySettings)
+    sources: SourceSettings = field(default_factory=SourceSettings)
 
     def check(self) -> None:
         """Raises InvalidSpecError for what the types alone do not say."""
@@ -78,6 +80,7 @@ class HostdConfig:
             )
         self.network.interface()
         self.inventory.check()
+        self.sources.check()
 
     def find_qemu_user(self) -> QemuUser:
         """The user by number; raises InvalidSpecError when this machine does not know the name."""

@@ -37,6 +37,7 @@ from hostd.reconcile.loop import Reconciler
 from hostd.reconcile.session import Sessions
 from hostd.registration import Registration
 from hostd.renewal import Renewal
+from hostd.room import Room
 from hostd.sourcing import LocalSources, Sourcing
 
 # What the record says is looked at again this often: images come and go, disks fill.
@@ -59,6 +60,7 @@ class Parts:
     images: "TaggedImages"
     sources: "HeldSources"
     sourcing: Sourcing
+    room: Room
     accelerator: Accelerator
     accelerator_reason: str
 
@@ -122,7 +124,7 @@ class _Daemon:
     def register(self, server: Any) -> None:
         """Adds the services to a server."""
         parts = self._parts
-        content = ContentService(parts.orders, parts.sources, parts.sourcing.tell)
+        content = ContentService(parts.orders, parts.sources, parts.sourcing.tell, parts.room.make)
         service_pb2_grpc.add_OutputServiceServicer_to_server(OutputService(parts.orders, self._changes), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(content, server)
 

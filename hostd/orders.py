@@ -19,7 +19,7 @@ from typing import TypeVar
 from fleet.codec import decode, encode
 from fleet.errors import HostFaultError, InvalidSpecError
 from fleet.model.assignment import Assignment
-from fleet.model.ids import SandboxId, is_sandbox_id
+from fleet.model.ids import Digest, SandboxId, Tenant, is_sandbox_id
 from hostd.files import disk_faults, remove_durable, sync_folder, write_durable
 from hostd.reconcile.progress import Progress
 from hostd.reconcile.words import OUTPUT_BYTES_MAX
@@ -50,6 +50,11 @@ class Orders:
     def progress(self) -> Mapping[SandboxId, Progress]:
         """Every sandbox's progress; a sandbox whose folder is removed has none."""
         return self._progress
+
+    def named_sources(self) -> frozenset[tuple[Tenant, Digest]]:
+        """The sources of every order's sandbox."""
+        orders = self._orders.values()
+        return frozenset((order.tenant, source.digest) for order in orders for source in order.spec.sources)
 
     def folders(self) -> frozenset[SandboxId]:
         """Sandboxes that have a folder on this host."""

@@ -20,6 +20,7 @@ from fleet.model.ids import Digest, HostId, Tenant, digest_hex
 from fleet.rpc import open_channel, translated
 from fleet.store.keyspace import SOURCES, alive_key, host_key, source_hosts, source_key
 from fleet.store.port import TRANSACTION_OPS_MAX, Delete, Put, Store, Write
+from hostd.room import Room
 
 # The largest source (2 GiB) over a gigabit takes 20 s; ten minutes are enough for the slowest network.
 FETCH_TIMEOUT_S = 600.0
@@ -34,6 +35,7 @@ class LocalSources(Protocol):
 
     def has(self, tenant: Tenant, digest: Digest) -> bool: ...
     def list_sources(self) -> list[tuple[Tenant, Digest]]: ...
+    def note_use(self, tenant: Tenant, digest: Digest) -> None: ...
     async def put(self, tenant: Tenant, digest: Digest, size_bytes: int, chunks: AsyncIterator[bytes]) -> None: ...
     async def ensure_disk(self, tenant: Tenant, digest: Digest) -> str: ...
 
@@ -47,6 +49,7 @@ class Sourcing:
         store: Store,
         local: LocalSources,
         tls: TlsFiles,
+        room: Room,
         *,
         silence_s: float = SILENCE_TIMEOUT_S,
     ) -> None:
@@ -54,6 +57,7 @@ class Sourcing:
         self._store = store
         self._local = local
         self._tls = tls
+        self._room = room
         self._silence_s = silence_s
         # Two sandboxes that start with the same source fetch it once; one that hangs holds up no other. A lock lives as long
         # as somebody holds it or waits for it, and those are as many as the reconciler's workers.
@@ -128,6 +132,7 @@ class Sourcing:
                 first = await self._read(call)
                 if first is grpc.aio.EOF:
                     raise UnavailableError("source_empty", f"host {peer.host_id} sent nothing", "it is tried again")
+                await self._room.make(tenant, first.size_bytes)
                 await self._local.put(tenant, digest, first.size_bytes, self._chunks(first, call))
 
     async def _chunks(self, first: Any, call: Any) -> AsyncIterator[bytes]:

@@ -1,12 +1,13 @@
 """Takes sources in and gives sources and artifacts out, in chunks that name their offset. The receiver checks the digest."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
 from fleet.errors import InvalidSpecError, NotFoundError
+from fleet.model.admission import SOURCE_BYTES_MAX
 from fleet.model.ids import Digest, SandboxId, Tenant, is_digest, is_dns_label
 from fleet.rpc import CHUNK_BYTES
 from hostd.orders import Orders
@@ -16,6 +17,7 @@ class SourcesHeld(Protocol):
     """The sources of this host."""
 
     def has(self, tenant: Tenant, digest: Digest) -> bool: ...
+    def note_use(self, tenant: Tenant, digest: Digest) -> None: ...
     def tar_path(self, tenant: Tenant, digest: Digest) -> Path: ...
     async def put(self, tenant: Tenant, digest: Digest, size_bytes: int, chunks: AsyncIterator[bytes]) -> None: ...
 
@@ -23,14 +25,23 @@ class SourcesHeld(Protocol):
 class ContentService(content_pb2_grpc.ContentServiceServicer):
     """Content by digest, of the tenant that the scheduler vouches for."""
 
-    def __init__(self, orders: Orders, sources: SourcesHeld, source_added: Callable[[Tenant, Digest], Any]) -> None:
+    def __init__(
+        self,
+        orders: Orders,
+        sources: SourcesHeld,
+        source_added: Callable[[Tenant, Digest], Any],
+        make_room: Callable[[Tenant, int], Awaitable[None]],
+    ) -> None:
         self._orders = orders
         self._sources = sources
+        self._make_room = make_room
         self._source_added = source_added
 
     async def HasSource(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 (the stub's names)
         """Whether this host holds a source."""
         tenant, digest = _check_names(request.tenant, request.digest)
+        # Who asks is about to use it.
+        self._sources.note_use(tenant, digest)
         return content_pb2.HasSourceResponse(is_held=self._sources.has(tenant, digest))
 
     async def UploadSource(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:  # noqa: ARG002, N802
@@ -38,7 +49,11 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
         first = await anext(request_iterator, content_pb2.UploadSourceRequest())
         header = first.header
         tenant, digest = _check_names(header.tenant, header.digest)
+        self._sources.note_use(tenant, digest)
         was_held = self._sources.has(tenant, digest)
+        # What is too large anyway is refused below, and nothing gives way to it.
+        if not was_held and header.size_bytes <= SOURCE_BYTES_MAX:
+            await self._make_room(tenant, header.size_bytes)
         await self._sources.put(tenant, digest, header.size_bytes, _chunks(request_iterator))
         await self._source_added(tenant, digest)
         return content_pb2.UploadSourceResponse(digest=digest, was_held=was_held)

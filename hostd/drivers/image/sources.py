@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fleet.model.units import MIB
 from hostd.drivers.image.command import run_command
 from hostd.drivers.image.unpack import unpack_apart
 from hostd.files import disk_faults, sync_folder
+from hostd.room import HeldSource
 
 # In the guest everything belongs to the user `agent` (uid and gid 1001, provisioning/recipes/base.toml).
 AGENT_ID = "1001"
@@ -38,6 +39,7 @@ RECEIVE_S_MIN = 120.0
 CHUNK_TIMEOUT_S = 30.0
 
 _RESEND = "upload it again with mb up"
+_FILES = ("source.tar", "disk.erofs", "disk.digest")
 
 
 class SourceStore:
@@ -58,6 +60,30 @@ class SourceStore:
         # An upload under way is a folder here, too, and the names in it are the sender's.
         held = [(tenant, f"sha256:{name}") for tenant, name in found if is_dns_label(tenant)]
         return [(Tenant(tenant), Digest(digest)) for tenant, digest in held if is_digest(digest)]
+
+    def list_held(self) -> list[HeldSource]:
+        """Every source with what it occupies; one that goes meanwhile is left out."""
+        found = []
+        for tenant, digest in self.list_sources():
+            folder = self._folder(tenant, digest)
+            with suppress(FileNotFoundError):
+                size_bytes = sum((folder / name).stat().st_blocks * 512 for name in _FILES)
+                found.append(HeldSource(tenant, digest, size_bytes, (folder / "disk.digest").stat().st_mtime))
+        return found
+
+    def note_use(self, tenant: Tenant, digest: Digest) -> None:
+        """The source is wanted: it stays for a while."""
+        with suppress(FileNotFoundError):
+            os.utime(self._folder(tenant, digest) / "disk.digest")
+
+    def shortage_bytes(self, size_bytes: int) -> int:
+        """How much more of the disk must be free for an upload of that size; zero or less when there is room."""
+        needed = self._expected_bytes + size_bytes * COPIES + FREE_BYTES_MIN
+        return needed - shutil.disk_usage(self._dir).free
+
+    def remove(self, tenant: Tenant, digest: Digest) -> None:
+        """Takes a source off the disk. A VM that runs from it keeps it open."""
+        shutil.rmtree(self._folder(tenant, digest), ignore_errors=True)
 
     def has(self, tenant: Tenant, digest: Digest) -> bool:
         """Whether the source is held."""
@@ -80,7 +106,7 @@ class SourceStore:
             message = f"{size_bytes} bytes are more than {SOURCE_BYTES_MAX}"
             raise InvalidSpecError("source_too_large", message, "send less, or split it", field="size_bytes")
         with (
-            self._room(size_bytes * COPIES),
+            self._room(size_bytes),
             tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._dir, ignore_cleanup_errors=True) as name,
         ):
             incoming = Path(name)
@@ -96,6 +122,7 @@ class SourceStore:
         folder = self._folder(tenant, digest)
         if not self.has(tenant, digest):
             raise NotFoundError("source_unknown", f"source {digest} is not on this host", _RESEND)
+        self.note_use(tenant, digest)
         disk = folder / "disk.erofs"
         try:
             expected = (folder / "disk.digest").read_text("ascii", "replace")
@@ -113,13 +140,14 @@ class SourceStore:
     @contextmanager
     def _room(self, size_bytes: int) -> Iterator[None]:
         """Within it so much of the disk is spoken for."""
-        if shutil.disk_usage(self._dir).free < self._expected_bytes + size_bytes + FREE_BYTES_MIN:
+        if self.shortage_bytes(size_bytes) > 0:
             raise HostFaultError("disk_full", "this host has no room for the source", "free space on the host")
-        self._expected_bytes += size_bytes
+        expected_bytes = size_bytes * COPIES
+        self._expected_bytes += expected_bytes
         try:
             yield
         finally:
-            self._expected_bytes -= size_bytes
+            self._expected_bytes -= expected_bytes
 
     def _folder(self, tenant: Tenant, digest: Digest) -> Path:
         assert is_dns_label(tenant)
@@ -132,7 +160,7 @@ def _publish(incoming: Path, folder: Path) -> None:
         folder.parent.mkdir(exist_ok=True)
         folder.parent.chmod(0o711)
         incoming.chmod(0o711)
-        for name in ("source.tar", "disk.erofs", "disk.digest"):
+        for name in _FILES:
             _sync(incoming / name)
         sync_folder(incoming)
         if not _rename_into(incoming, folder):

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import io
 import tarfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from time import monotonic
@@ -18,6 +19,7 @@ from fleet.errors import NotFoundError, NotPermittedError, UnavailableError
 from fleet.identity import Identity, Role, create_authority, host_server_name
 from fleet.model.host import Accelerator, Capacity, HostAlive, HostRecord
 from fleet.model.ids import Digest, HostId, Tenant, digest_hex
+from fleet.model.units import MIB
 from fleet.rpc import open_channel, start_server, translated
 from fleet.store.keyspace import alive_key, host_key, source_key
 from fleet.store.memory import MemoryStore
@@ -26,6 +28,7 @@ from hostd.api.content import ContentService
 from hostd.api.permissions import PERMISSIONS
 from hostd.drivers.image import SourceStore
 from hostd.orders import Orders
+from hostd.room import Room, SourceSettings
 from hostd.sourcing import Sourcing
 from provisioning.embedded.pki import add_certificate, tls_files
 
@@ -63,18 +66,28 @@ class Rack:
         for host_id in (HERE, THERE):
             add_certificate(self.pki, authority, Identity(Role.HOST, host_id), now)
         self.stores = {host_id: SourceStore(folder / host_id / "sources") for host_id in (HERE, THERE)}
-        self.there = Sourcing(THERE, self.store, self.stores[THERE], self.tls(THERE))
-        self.here = Sourcing(HERE, self.store, self.stores[HERE], self.tls(HERE), silence_s=1.0)
         self.orders = Orders(folder / "state")
+        self.named: set[tuple[Tenant, Digest]] = set()
+        self.now_s = time.time()
+        self.rooms = {host_id: self.room(host_id) for host_id in (HERE, THERE)}
+        self.there = Sourcing(THERE, self.store, self.stores[THERE], self.tls(THERE), self.rooms[THERE])
+        self.here = Sourcing(HERE, self.store, self.stores[HERE], self.tls(HERE), self.rooms[HERE], silence_s=1.0)
         self.address = ""
         self.server: Any = None
+
+    def room(self, host_id: HostId) -> Room:
+        """Room for a MiB of each tenant's sources, which stay for an hour after their last use."""
+        settings = SourceSettings(quota_mib=1)
+        return Room(
+            host_id, self.store, self.stores[host_id], settings, named=lambda: self.named, clock=lambda: self.now_s
+        )
 
     def tls(self, host_id: HostId) -> Any:
         return tls_files(self.pki, Role.HOST, host_id)
 
     async def serve(self, content: Any = None) -> None:
         """Serves `there`; `content` replaces its content service."""
-        service = content or ContentService(self.orders, self.stores[THERE], self.there.tell)
+        service = content or ContentService(self.orders, self.stores[THERE], self.there.tell, self.rooms[THERE].make)
 
         def register(server: Any) -> None:
             content_pb2_grpc.add_ContentServiceServicer_to_server(service, server)
@@ -197,6 +210,28 @@ async def test_the_store_is_told_what_is_held(rack: Rack) -> None:
     assert await rack.store.get(gone) is None
     assert await rack.store.get(theirs) is not None
     assert await rack.store.get(source_key(ACME, digest_hex(digest), THERE)) is not None
+
+
+async def test_unused_sources_give_way_to_the_quota(rack: Rack) -> None:
+    """Past a tenant's quota the one that was not used for longest goes, from the disk and from the store; what an order names, what
+    was used lately and what is another tenant's stays, and then the upload is refused with what to do."""
+    old, kept = await rack.hold("old"), await rack.hold("kept")
+    room_bytes = MIB - next(one.size_bytes for one in rack.stores[THERE].list_held() if one.digest == kept)
+    foreign, content = pack("foreign")
+    await rack.stores[THERE].put(Tenant("other"), foreign, len(content), once(content))
+    rack.named.add((ACME, kept))
+    with pytest.raises(UnavailableError) as caught:
+        await rack.rooms[THERE].make(ACME, MIB)
+    assert caught.value.code == "sources_exhausted"
+    rack.now_s += 3601
+    await rack.rooms[THERE].make(ACME, room_bytes)
+    assert [rack.stores[THERE].has(ACME, digest) for digest in (old, kept)] == [False, True]
+    assert rack.stores[THERE].has(Tenant("other"), foreign)
+    assert await rack.store.get(source_key(ACME, digest_hex(old), THERE)) is None
+    assert await rack.store.get(source_key(ACME, digest_hex(kept), THERE)) is not None
+    with pytest.raises(UnavailableError):
+        await rack.rooms[THERE].make(ACME, MIB)
+    assert rack.stores[THERE].has(ACME, kept)
 
 
 async def test_a_host_gets_sources_and_nothing_else(rack: Rack) -> None:

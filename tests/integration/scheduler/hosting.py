@@ -20,6 +20,7 @@ from hostd.drivers.image import ImageStore, SourceStore
 from hostd.drivers.simulated import SimulatedDisks, SimulatedHypervisor, SimulatedLinks, SimulatedNetwork
 from hostd.orders import Orders
 from hostd.reconcile.apply import Drivers
+from hostd.room import Room
 from hostd.sourcing import Sourcing
 from provisioning.embedded.etcd import LOOPBACK, free_ports
 from provisioning.embedded.pki import EMBEDDED_HOST, tls_files
@@ -43,11 +44,13 @@ async def running_hostd(
     )
     store = store or MemoryStore(monotonic)
     hypervisor, images, sources = SimulatedHypervisor(), ImageStore(folder / "images"), SourceStore(folder / "sources")
-    links, sourcing = SimulatedLinks(hypervisor), Sourcing(host_id, store, sources, tls)
+    orders = Orders(folder)
+    room = Room(host_id, store, sources, config.sources, named=orders.named_sources)
+    links, sourcing = SimulatedLinks(hypervisor), Sourcing(host_id, store, sources, tls, room)
     drivers = Drivers(hypervisor, SimulatedNetwork(), SimulatedDisks(), images, sourcing)
     stop = asyncio.Event()
-    chosen = (drivers, links, images, sources, sourcing, Accelerator.SIMULATED, "")
-    daemon = asyncio.create_task(run_daemon(Parts(config, store, Orders(folder), *chosen), stop))
+    chosen = (drivers, links, images, sources, sourcing, room, Accelerator.SIMULATED, "")
+    daemon = asyncio.create_task(run_daemon(Parts(config, store, orders, *chosen), stop))
     try:
         async with open_channel(address, tls, host_server_name(host_id)) as channel:
             await health_pb2_grpc.HealthStub(channel).Check(

@@ -31,6 +31,7 @@ from hostd.api.permissions import PERMISSIONS
 from hostd.drivers.image.sources import SourceStore
 from hostd.orders import Orders
 from hostd.reconcile.progress import begin, change_agent, reach_stage, render_status
+from hostd.room import Room, SourceSettings
 from provisioning.embedded.etcd import LOOPBACK, free_ports
 from provisioning.embedded.pki import EMBEDDED_HOST, tls_files
 from scheduler.__main__ import Config, serve
@@ -198,7 +199,8 @@ class ObedientHost:
 
     async def _serve(self) -> None:
         def register(server: grpc.aio.Server) -> None:
-            content = ContentService(self.orders, self.sources, self._source_added)
+            room = Room(self.host_id, self._store, self.sources, SourceSettings(), named=self.orders.named_sources)
+            content = ContentService(self.orders, self.sources, self._source_added, room.make)
             content_pb2_grpc.add_ContentServiceServicer_to_server(content, server)
             sandbox_grpc.add_OutputServiceServicer_to_server(_CountedOutput(self), server)
 

@@ -1,0 +1,116 @@
+"""Room for sources on this host: a quota for each tenant, and the disk. What no order names and nobody has used lately gives way.
+
+A source that is given up is first taken out of the store, so that nobody counts on it, and then off the disk.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from fleet.errors import InvalidSpecError, UnavailableError
+from fleet.model.ids import Digest, HostId, Tenant, digest_hex
+from fleet.model.units import MIB
+from fleet.store.keyspace import source_key
+from fleet.store.port import Delete, Store
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """What a tenant's sources may occupy on this host, and for how long after its last use one stays whatever happens.
+
+    The time must cover that from a source's upload until its sandbox is placed: from then on the order holds it.
+    """
+
+    quota_mib: int = 20 * 1024
+    keep_s: float = 3600.0
+
+    def check(self) -> None:
+        """Raises InvalidSpecError for a number that no host could keep."""
+        for name in ("quota_mib", "keep_s"):
+            if getattr(self, name) <= 0:
+                raise InvalidSpecError("config_invalid", "it is not above zero", "raise it", field=f"sources.{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSource:
+    """One source on this host: what it occupies, and when it was used last (seconds since 1970)."""
+
+    tenant: Tenant
+    digest: Digest
+    size_bytes: int
+    used_at_s: float
+
+
+Named = Set[tuple[Tenant, Digest]]
+
+
+class Shelf(Protocol):
+    """Where sources lie."""
+
+    def list_held(self) -> Sequence[HeldSource]: ...
+    def shortage_bytes(self, size_bytes: int) -> int: ...
+    def remove(self, tenant: Tenant, digest: Digest) -> None: ...
+
+
+class Room:
+    """Keeps the shelf of this host within its limits; `named` are the sources that orders name."""
+
+    def __init__(
+        self,
+        host_id: HostId,
+        store: Store,
+        shelf: Shelf,
+        settings: SourceSettings,
+        *,
+        named: Callable[[], Named],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._host_id = host_id
+        self._store = store
+        self._shelf = shelf
+        self._settings = settings
+        self._named = named
+        self._clock = clock
+        self._lock = asyncio.Lock()
+
+    async def make(self, tenant: Tenant, size_bytes: int) -> None:
+        """Makes room for one more source; raises UnavailableError `sources_exhausted` past the tenant's quota."""
+        async with self._lock:
+            held = await asyncio.to_thread(self._shelf.list_held)
+            before_s = self._clock() - self._settings.keep_s
+            free = [one for one in held if one.used_at_s < before_s and (one.tenant, one.digest) not in self._named()]
+            quota_bytes = self._settings.quota_mib * MIB
+            over_bytes = sum(one.size_bytes for one in held if one.tenant == tenant) + size_bytes - quota_bytes
+            for one in choose(free, tenant, over_bytes, self._shelf.shortage_bytes(size_bytes)):
+                await self._give_up(one)
+                over_bytes -= one.size_bytes if one.tenant == tenant else 0
+            if over_bytes > 0:
+                message = (
+                    f"tenant {tenant} has {self._settings.quota_mib} MiB of sources on this host, as much as it may"
+                )
+                next_step = "destroy sandboxes whose sources are not needed, and try again after an hour; or send less"
+                raise UnavailableError("sources_exhausted", message, next_step)
+
+    async def _give_up(self, one: HeldSource) -> None:
+        # Orders may have come while others were given up.
+        if (one.tenant, one.digest) in self._named():
+            return
+        await self._store.transact([], [Delete(source_key(one.tenant, digest_hex(one.digest), self._host_id))])
+        await asyncio.to_thread(self._shelf.remove, one.tenant, one.digest)
+        log.info("source.evicted", tenant=one.tenant, digest=one.digest, size_bytes=one.size_bytes)
+
+
+def choose(free: Sequence[HeldSource], tenant: Tenant, over_bytes: int, shortage_bytes: int) -> Iterator[HeldSource]:
+    """Which of the sources that may go shall go, the longest unused first: for a quota the tenant's own, for the disk anyone's."""
+    for one in sorted(free, key=lambda one: (one.used_at_s, one.tenant, one.digest)):
+        is_own = one.tenant == tenant
+        if shortage_bytes > 0 or (is_own and over_bytes > 0):
+            shortage_bytes -= one.size_bytes
+            over_bytes -= one.size_bytes if is_own else 0
+            yield one
