@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fleet.errors import BedplateError, HostFaultError
-from fleet.identity import KeyPair, TlsFiles, certificate_end
+from fleet.identity import KeyPair, TlsFiles, certificate_end, is_issued_by
 
 # Files are looked at no more often: three calls of stat, so that a server under load does not make thousands.
 LOOK_S = 1.0
@@ -95,7 +95,7 @@ class LiveCredentials:
             ca, pair = self._tls.load()
         except (OSError, BedplateError):
             return
-        if not _belong_together(pair):
+        if not _belong_together(ca, pair):
             return
         self._stamp = stamp
         if (ca, pair) != self._loaded:
@@ -121,11 +121,14 @@ def install(tls: TlsFiles, pair: KeyPair) -> None:
 
 
 def finish_install(tls: TlsFiles) -> None:
-    """Ends an `install` that a crash cut short; nothing happens when there was none. Raises HostFaultError `files_unwritable`."""
+    """Ends an `install` that a crash cut short; nothing happens when there was none. Raises HostFaultError."""
     pending = _pending(tls)
     try:
         content = pending.read_bytes()
-        begin = content.index(b"-----BEGIN CERTIFICATE-----")
+        begin = content.find(b"-----BEGIN CERTIFICATE-----")
+        if begin < 0:
+            message = f"{pending} is not what an install left behind"
+            raise HostFaultError("files_damaged", message, "remove it")
         write_file(tls.key, content[:begin], KEY_MODE)
         write_file(tls.certificate, content[begin:], CERTIFICATE_MODE)
         pending.unlink()
@@ -169,10 +172,12 @@ def _stamp(tls: TlsFiles) -> _Stamp:
     return tuple(found)
 
 
-def _belong_together(pair: KeyPair) -> bool:
+def _belong_together(ca: bytes, pair: KeyPair) -> bool:
     try:
         key = serialization.load_pem_private_key(pair.key, password=None)
-        return key.public_key() == x509.load_pem_x509_certificate(pair.certificate).public_key()
+        certificate = x509.load_pem_x509_certificate(pair.certificate)
+        is_ours = key.public_key() == certificate.public_key()
+        return is_ours and is_issued_by(certificate, x509.load_pem_x509_certificates(ca))
     except (ValueError, TypeError):
         return False
 

@@ -30,7 +30,7 @@ from fleet.errors import (
 )
 from fleet.identity import Identity, Role, parse_identity
 from fleet.model.ids import is_dns_label
-from fleet.revocation import Revocations
+from fleet.revocation import Revocations, revoked
 
 # The roles that may call each method, by its full name "package.Service/Method".
 Permissions = Mapping[str, frozenset[Role]]
@@ -65,8 +65,13 @@ log = structlog.get_logger()
 
 def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
     """Who calls; raises NotPermittedError when the certificate carries no identity."""
+    return parse_identity(certificate_of(context))
+
+
+def certificate_of(context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    """The caller's certificate, PEM, as TLS has verified it; empty when there is none."""
     (certificate,) = context.auth_context().get("x509_pem_cert", (b"",))
-    return parse_identity(certificate)
+    return bytes(certificate)
 
 
 def actor_name(identity: Identity) -> str:
@@ -135,9 +140,9 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
             yield
             return
         outcome.identity = _admit(context, method, roles)
-        (certificate,) = context.auth_context()["x509_pem_cert"]
+        certificate = certificate_of(context)
         if self._revocations.is_revoked(certificate):
-            raise _revoked()
+            raise revoked()
         task = asyncio.current_task()
         assert task is not None
         running = _Running(certificate, task)
@@ -148,7 +153,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
             if not running.is_ended:
                 raise
             task.uncancel()
-            raise _revoked() from None
+            raise revoked() from None
         finally:
             self._running.discard(running)
 
@@ -222,11 +227,6 @@ def _admit(context: Any, method: str, roles: frozenset[Role]) -> Identity:
         next_step = f"use a certificate of role {' or '.join(sorted(roles))}" if roles else "no role may call it"
         raise NotPermittedError("role_not_permitted", message, next_step)
     return identity
-
-
-def _revoked() -> NotPermittedError:
-    message = "this certificate was revoked"
-    return NotPermittedError("certificate_revoked", message, "ask an operator for a new one")
 
 
 async def _abort(context: Any, error: BedplateError | None) -> None:

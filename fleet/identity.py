@@ -96,7 +96,7 @@ class TlsFiles:
         key = _read("tls.key", self.key, lambda: serialization.load_pem_private_key(pair.key, password=None))
         if key.public_key() != certificate.public_key():
             raise _unusable("tls.key", f"{self.key} is not the key of {self.certificate}")
-        if not any(_is_issued_by(certificate, authority) for authority in authorities):
+        if not is_issued_by(certificate, authorities):
             message = f"{self.certificate} was not issued by the authority in {self.ca}"
             raise _refused("certificate_foreign", message, "use the ca.crt and the certificate of one fleet")
         ends, begins = certificate.not_valid_after_utc, certificate.not_valid_before_utc
@@ -192,6 +192,17 @@ def parse_identity(certificate: bytes) -> Identity:
         raise NotPermittedError("no_identity", message, "have one issued with `mb pki issue`") from error
 
 
+def is_issued_by(certificate: x509.Certificate, authorities: Sequence[x509.Certificate]) -> bool:
+    """Whether one of `authorities` has signed a certificate."""
+    for authority in authorities:
+        try:
+            certificate.verify_directly_issued_by(authority)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return True
+    return False
+
+
 def identity_uri(identity: Identity) -> str:
     """An identity as a certificate carries it."""
     return f"spiffe://{TRUST_DOMAIN}/{identity.role}/{identity.name}"
@@ -255,14 +266,6 @@ def _key_usage(*, is_authority: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 def _read(field: str, path: Path, parse: Callable[[], T]) -> T:

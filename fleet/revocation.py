@@ -53,6 +53,17 @@ class Revocations:
         return issued_ms < self._bars.get(HostId(identity.name), 0)
 
 
+def serial_of(certificate: bytes) -> str:
+    """The serial of a PEM certificate in hex, as the store's keys have it."""
+    return f"{_facts(certificate)[0]:x}"
+
+
+def revoked() -> NotPermittedError:
+    """The error of whoever comes with a revoked certificate."""
+    message = "this certificate was revoked"
+    return NotPermittedError("certificate_revoked", message, "ask an operator for a new one")
+
+
 def make_list(authority: KeyPair, revoked: Mapping[int, datetime.datetime], now: datetime.datetime) -> bytes:
     """The signed list of `revoked` serials with the moment of each, PEM. It never goes stale: a newer one takes its place."""
     key = serialization.load_pem_private_key(authority.key, password=None)

@@ -23,8 +23,9 @@ from fleet.rpc import open_channel, translated
 
 # A third of a year is time for whatever keeps a host from its scheduler; and of an hour's certificate it is 20 minutes.
 DUE_SHARE = 3
-# A year's certificate is looked at once an hour; one of minutes as often as it needs, but never in a loop without a pause.
-LOOK_INTERVAL_S_MAX, LOOK_INTERVAL_S_MIN = 3600.0, 0.5
+# A look reads two files, so a replaced certificate is known within a minute; one of minutes is looked at as often as it needs, but
+# never in a loop without a pause.
+LOOK_INTERVAL_S_MAX, LOOK_INTERVAL_S_MIN = 60.0, 0.5
 LOOKS_PER_LIFE = 60
 CALL_TIMEOUT_S = 15.0
 
@@ -45,18 +46,15 @@ class Renewal:
     async def run(self) -> None:
         """Looks until cancelled; an error is logged and the next look tries again."""
         while True:
-            pause_s = LOOK_INTERVAL_S_MAX
             try:
                 await self.look()
-                pause_s = self._pause_s()
             except BedplateError as error:
-                pause_s = self._pause_s()
                 log.warning("certificate.unrenewed", code=error.code, error=error.message, next_step=error.next_step)
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(self._pause_s())
 
     async def look(self) -> bool:
         """Renews the certificate if it is due; whether it did. Raises the BedplateError of the last scheduler that was asked."""
-        begins, ends = certificate_span(self._tls.load()[1].certificate)
+        begins, ends = self._span()
         if self._now() < ends - (ends - begins) / DUE_SHARE:
             return False
         if not self._schedulers:
@@ -95,6 +93,17 @@ class Renewal:
         log.info("certificate.renewed", ends=certificate_span(pair.certificate)[1].isoformat())
 
     def _pause_s(self) -> float:
-        begins, ends = certificate_span(self._tls.load()[1].certificate)
+        try:
+            begins, ends = self._span()
+        except BedplateError:
+            return LOOK_INTERVAL_S_MAX
         share_s = (ends - begins).total_seconds() / LOOKS_PER_LIFE
         return min(max(share_s, LOOK_INTERVAL_S_MIN), LOOK_INTERVAL_S_MAX)
+
+    def _span(self) -> tuple[datetime.datetime, datetime.datetime]:
+        content = self._tls.load()[1].certificate
+        try:
+            return certificate_span(content)
+        except ValueError as error:
+            message = f"{self._tls.certificate} is damaged"
+            raise UnavailableError("certificate_unusable", message, "install it again") from error

@@ -10,6 +10,7 @@ To be run in private mount, network and process namespaces (`./dev private`): it
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,11 @@ class EmbeddedFleet:
         """`mb`'s configuration as an operator."""
         return self.folder / "operator.toml"
 
+    @property
+    def enrolment_address(self) -> str:
+        """Where a new host asks for its certificate."""
+        return str(tomllib.loads((self.folder / "scheduler.toml").read_text())["enrolment"]["listen"])
+
     def start_etcd(self) -> None:
         """Starts etcd (again) on the data it had and returns when it serves."""
         self.etcd = _start_etcd(self.folder, self.endpoint, self.peer_port)
@@ -91,9 +97,9 @@ def start_fleet(folder: Path, settings: FleetSettings, progress: Callable[[str],
     # QEMU's unprivileged user passes through to the files that are its own.
     folder.chmod(0o711)
     create_pki(folder / "pki")
-    etcd_port, peer_port, scheduler_port, hostd_port = free_ports(4)
+    etcd_port, peer_port, scheduler_port, hostd_port, joining_port = free_ports(5)
     endpoint, address = f"{LOOPBACK}:{etcd_port}", f"{LOOPBACK}:{scheduler_port}"
-    _write_configs(folder, endpoint, address, hostd_port, settings)
+    _write_configs(folder, endpoint, address, (hostd_port, joining_port), settings)
     etcd = _start_etcd(folder, endpoint, peer_port)
     progress("etcd, with client certificates")
     accelerator, reason = _probe_accelerator(folder)
@@ -167,17 +173,18 @@ class _Hosts:
                 return None
 
 
-def _write_configs(folder: Path, endpoint: str, address: str, hostd_port: int, settings: FleetSettings) -> None:
-    pki = folder / "pki"
+def _write_configs(folder: Path, endpoint: str, address: str, ports: tuple[int, int], settings: FleetSettings) -> None:
+    pki, (hostd_port, joining_port) = folder / "pki", ports
     store = f'etcd = ["{endpoint}"]\n'
     capacity = f"\n[inventory.capacity]\nvcpus = {settings.vcpus}\nmemory_mib = {settings.memory_mib}\n"
     hostd = [
         f'host_id = "{EMBEDDED_HOST}"\nlisten = "{LOOPBACK}:{hostd_port}"\n{store}qemu_user = "{QEMU_ID}"\n',
         f'images_dir = "{settings.images_dir}"\nstate_dir = "{folder}/state"\n',
-        f'run_dir = "{folder}/run"\nlog_dir = "{folder}/log"\n',
+        f'run_dir = "{folder}/run"\nlog_dir = "{folder}/log"\nschedulers = ["{address}"]\n',
         _tls_table(tls_files(pki, Role.HOST, EMBEDDED_HOST)) + capacity,
     ]
     scheduler = f'listen = "{address}"\n{store}' + _tls_table(tls_files(pki, Role.SCHEDULER, "scheduler"))
+    scheduler += f'\n[enrolment]\nlisten = "{LOOPBACK}:{joining_port}"\nca_key = "{pki}/ca.key"\n'
     client = f'scheduler = "{address}"\n'
     operator = f'tenant = "{EMBEDDED_TENANT}"\n' + _tls_table(tls_files(pki, Role.OPERATOR, "operator"))
     (folder / "hostd.toml").write_text("".join(hostd))

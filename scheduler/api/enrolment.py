@@ -16,6 +16,7 @@ from bedplate.host.v1 import enrolment_pb2, enrolment_pb2_grpc
 from fleet.codec import decode, encode
 from fleet.enrolment import hash_secret, is_secret, is_token_id, make_token, read_request
 from fleet.errors import BedplateError, ConflictError, InvalidSpecError, NotFoundError, NotPermittedError
+from fleet.gatekeeper import certificate_of
 from fleet.identity import Identity, Role, TlsFiles
 from fleet.model.enrolment import EnrolmentToken
 from fleet.model.ids import HostId, is_dns_label
@@ -78,9 +79,15 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
     async def RenewCertificate(self, request: Any, context: Any) -> Any:  # noqa: N802
         """A new certificate for the caller, of the same identity."""
         issuer, caller = _needed(self._issuer), caller_of(context)
+        # What the gatekeeper knows may be a moment old: a host that is being revoked must not get a certificate that is younger
+        # than its bar. So the store is asked, and nothing is handed out unless all of it still holds.
+        unrevoked = await self._revoker.check_unrevoked(certificate_of(context), HostId(caller.name))
         signed = issuer.sign(request.csr, HostId(caller.name))
         lease_id = await self._store.grant_lease(_note_ttl_s(signed))
-        await self._store.transact([], [_note(signed, lease_id)])
+        committed = await self._store.transact(unrevoked, [_note(signed, lease_id)])
+        if not committed.is_committed:
+            await self._store.revoke_lease(lease_id)
+            raise ConflictError("renewal_outrun", f"host {caller.name} was revoked meanwhile", "ask an operator")
         log.info("certificate.renewed", host_id=caller.name, serial=signed.issued.serial)
         return enrolment_pb2.IssuedChain(certificate=signed.certificate, ca=issuer.ca)
 

@@ -11,9 +11,10 @@ from fleet.errors import NotFoundError, UnavailableError
 from fleet.model.enrolment import HostBar, Revocation
 from fleet.model.host import HostCordon
 from fleet.model.ids import HostId, is_dns_label
-from fleet.revocation import REVOCATIONS_MAX, read_list
+from fleet.revocation import REVOCATIONS_MAX, Revocations, read_list, revoked, serial_of
 from fleet.store.keyspace import REVOKED, TOKENS, barred_key, cordon_key, host_issued, revoked_key
-from fleet.store.port import TRANSACTION_OPS_MAX, Delete, Put, Store, Write
+from fleet.store.port import TRANSACTION_OPS_MAX, Delete, Put, Store, Unmoved, Write
+from fleet.store.revoked import read_revocations
 from scheduler.api.hosts import check_reason
 from scheduler.state import FleetState
 
@@ -31,21 +32,23 @@ class Revoker:
         self._now_ms = now_ms
 
     async def revoke_host(self, request: Any, by: str) -> Any:
-        """Bars whatever was issued to a host until now, voids its tokens and cordons it. Safe to repeat."""
+        """Bars whatever was issued to a host until now, voids its tokens and cordons it. Safe to repeat.
+
+        First the bar and the tokens, then the serials: nothing that was signed before escapes the listing, and nothing is signed
+        on a bar that has moved or a token that is gone.
+        """
         reason, host_id = check_reason(request.reason), HostId(request.host_id)
-        issued = (await self._store.list_prefix(host_issued(host_id))).entries if is_dns_label(host_id) else ()
-        if not issued and host_id not in self._state.fresh().hosts:
-            message = f"no host {request.host_id[:80]!r} is registered or has a certificate from a scheduler"
-            raise NotFoundError("host_unknown", message, "mb host ls shows those there are")
-        serials = [entry.key.rpartition("/")[2] for entry in issued]
+        await self._check_known(host_id)
         now_ms = self._now_ms()
         writes: list[Write] = [
             Put(barred_key(host_id), encode(HostBar(host_id, now_ms, by, reason))),
             Put(cordon_key(host_id), encode(HostCordon(host_id, by, now_ms, reason or CORDON_REASON))),
         ]
-        writes += [Put(revoked_key(serial), encode(Revocation(serial, by, now_ms, reason))) for serial in serials]
-        writes += [Delete(key) for key in await self._tokens_of(host_id)]
-        await self._write(writes)
+        await self._write([*writes, *(Delete(key) for key in await self._tokens_of(host_id))])
+        serials = await self._issued_to(host_id)
+        await self._write(
+            [Put(revoked_key(serial), encode(Revocation(serial, by, now_ms, reason))) for serial in serials]
+        )
         log.info("host.revoked", host_id=host_id, by=by, serials=len(serials))
         return enrolment_pb2.RevokeHostResponse(serials=serials)
 
@@ -64,6 +67,29 @@ class Revoker:
         await self._write(writes)
         log.info("revocations.published", by=by, added=len(new), known=len(listed) - len(new))
         return enrolment_pb2.PublishRevocationsResponse(added=len(new), known=len(listed) - len(new))
+
+    async def check_unrevoked(self, certificate: bytes, host_id: HostId) -> tuple[Unmoved, Unmoved]:
+        """The conditions that a host's certificate is not revoked; raises NotPermittedError when the store says that it is."""
+        keys = revoked_key(serial_of(certificate)), barred_key(host_id)
+        entries = [await self._store.get(key) for key in keys]
+        known = Revocations()
+        known.replace(*read_revocations(entry for entry in entries if entry is not None))
+        if known.is_revoked(certificate):
+            raise revoked()
+        first, second = (
+            Unmoved(key, entry.mod_revision if entry else 0) for key, entry in zip(keys, entries, strict=True)
+        )
+        return first, second
+
+    async def _check_known(self, host_id: HostId) -> None:
+        if host_id in self._state.fresh().hosts or (is_dns_label(host_id) and await self._issued_to(host_id)):
+            return
+        message = f"no host {host_id[:80]!r} is registered or has a certificate from a scheduler"
+        raise NotFoundError("host_unknown", message, "mb host ls shows those there are")
+
+    async def _issued_to(self, host_id: HostId) -> list[str]:
+        listing = await self._store.list_prefix(host_issued(host_id))
+        return [entry.key.rpartition("/")[2] for entry in listing.entries]
 
     async def _tokens_of(self, host_id: HostId) -> list[str]:
         # A token's id is the host's id, a hyphen and 8 digits: longer rests are tokens of hosts with longer names.

@@ -4,12 +4,14 @@ import asyncio
 import datetime
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fleet.codec import encode
 from fleet.credentials import install
-from fleet.errors import NotPermittedError, UnavailableError
+from fleet.errors import BedplateError, NotPermittedError, UnavailableError
 from fleet.identity import (
     Identity,
     KeyPair,
@@ -19,13 +21,19 @@ from fleet.identity import (
     host_server_name,
     issue_certificate,
 )
+from fleet.model.enrolment import HostBar, Revocation
 from fleet.model.ids import HostId
+from fleet.revocation import serial_of
 from fleet.rpc import open_channel
-from fleet.store.keyspace import host_issued
+from fleet.store.keyspace import ROOT, barred_key, host_issued, revoked_key
 from fleet.store.memory import MemoryStore
+from fleet.store.mirror import Mirror
+from fleet.store.port import Put
 from hostd.renewal import Renewal
 from provisioning.embedded.etcd import LOOPBACK, free_ports
 from provisioning.embedded.pki import EMBEDDED_HOST, create_pki, tls_files
+from scheduler.api.revocation import Revoker
+from scheduler.state import FleetState
 from tests.integration.scheduler.hosting import running_hostd
 from tests.integration.scheduler.parts import Fleet
 
@@ -111,3 +119,49 @@ async def test_hostd_goes_on_under_a_new_certificate(fleet: Fleet, own: Path, tm
                 await asyncio.sleep(0.2)
     assert files.load()[1].certificate != old
     assert certificate_span(files.load()[1].certificate)[1] > now() + datetime.timedelta(days=300)
+
+
+class RevokingStore(MemoryStore):
+    """A store in which a host is barred while its renewal is being written: the moment that a thief would wait for."""
+
+    is_barring = False
+
+    async def grant_lease(self, ttl_s: float) -> int:
+        if self.is_barring:
+            bar = HostBar(HOST, int(now().timestamp() * 1000) - 60_000, "ops")
+            await self.transact([], [Put(barred_key(HOST), encode(bar))])
+        return await super().grant_lease(ttl_s)
+
+
+async def test_a_revoked_host_cannot_outrun_its_bar(own: Path) -> None:
+    """A renewal that began before the bar gets no certificate that is younger than it, and nothing of it is kept."""
+    store = RevokingStore(monotonic)
+    async with Fleet(store, own).running() as fleet:
+        await fleet.answers()
+        files = issue_short(own, datetime.timedelta(hours=3))
+        renewal = Renewal(HOST, files, [fleet.address], lambda: now() + datetime.timedelta(hours=2.5))
+        old = files.load()
+        store.is_barring = True
+        with pytest.raises(BedplateError) as caught:
+            await renewal.look()
+        assert caught.value.code == "renewal_outrun"
+        assert files.load() == old
+        assert (await store.list_prefix(host_issued(HOST))).entries == ()
+
+
+@pytest.mark.parametrize("kind", ["serial", "bar"])
+async def test_the_store_is_asked_at_a_renewal(fleet: Fleet, own: Path, kind: str) -> None:
+    """What the gatekeeper has not heard yet counts all the same."""
+    files = issue_short(own, datetime.timedelta(hours=3))
+    revoker = Revoker(fleet.store, FleetState(Mirror(fleet.store, ROOT)), lambda: 0)
+    certificate = files.load()[1].certificate
+    assert len(await revoker.check_unrevoked(certificate, HOST)) == 2
+    at_ms = int(now().timestamp() * 1000) + 60_000
+    write = {
+        "serial": Put(revoked_key(serial_of(certificate)), encode(Revocation(serial_of(certificate), "ops", at_ms))),
+        "bar": Put(barred_key(HOST), encode(HostBar(HOST, at_ms, "ops"))),
+    }[kind]
+    await fleet.store.transact([], [write])
+    with pytest.raises(NotPermittedError) as caught:
+        await revoker.check_unrevoked(certificate, HOST)
+    assert caught.value.code == "certificate_revoked"

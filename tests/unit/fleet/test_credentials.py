@@ -89,5 +89,17 @@ def test_half_a_change_is_passed_over(files: TlsFiles) -> None:
     assert look() == 0
     files.certificate.unlink()
     assert look() == 0
+    files.ca.write_bytes(create_authority(NOW).certificate)
+    files.certificate.write_bytes(NEW.certificate)
+    assert look() == 0
+    files.ca.write_bytes(AUTHORITY.certificate)
     files.certificate.write_bytes(NEW.certificate)
     assert look() == 1
+
+
+def test_a_stray_file_beside_the_certificate(files: TlsFiles) -> None:
+    """What no install has left there is told by name, and touches nothing."""
+    files.certificate.with_name("host.crt.next").write_bytes(b"noise")
+    with pytest.raises(HostFaultError, match=r"host\.crt\.next"):
+        finish_install(files)
+    assert pair_in(files) == OLD
