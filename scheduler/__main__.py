@@ -17,6 +17,7 @@ import structlog
 from bedplate.content.v1 import content_pb2_grpc
 from bedplate.host.v1 import enrolment_pb2_grpc as enrolment_grpc
 from bedplate.host.v1 import service_pb2_grpc as host_grpc
+from bedplate.sandbox.v1 import event_pb2_grpc
 from bedplate.sandbox.v1 import service_pb2_grpc as sandbox_grpc
 from fleet.config import load_config
 from fleet.errors import BedplateError, InvalidSpecError
@@ -33,6 +34,7 @@ from fleet.telemetry import configure_logging
 from scheduler.api.channels import HostChannels
 from scheduler.api.content import ContentService
 from scheduler.api.enrolment import EnrolmentService, JoinService
+from scheduler.api.events import EventService
 from scheduler.api.execs import ExecService
 from scheduler.api.failures import FailureLimit
 from scheduler.api.hosts import HostService
@@ -122,6 +124,7 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
         sandbox_grpc.add_ExecServiceServicer_to_server(ExecService(state, channels), server)
         sandbox_grpc.add_SecretServiceServicer_to_server(SecretService(state, channels), server)
         sandbox_grpc.add_UsageServiceServicer_to_server(UsageService(state, channels), server)
+        event_pb2_grpc.add_EventServiceServicer_to_server(EventService(store, state, channels), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
         host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)
         enrolment_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)

@@ -1,27 +1,31 @@
 """Writes decisions in groups: IF this scheduler leads AND nothing that a decision read has moved THEN all of the group, else none.
 
-A lost race is no error: the caller looks again and decides again. What is written under which condition:
+A lost race is no error: the caller looks again and decides again. With a placement, a new refusal and a removal goes its event.
+What is written under which condition:
 
     placement   record, id, reservation,
-                assignment unmoved              -> assignment, id (again), reservation, no refusal; a further run's likewise
+                assignment unmoved      -> assignment, id (again), reservation, no refusal; a further run's likewise
     order       record, assignment unmoved      -> assignment
-    removal     record, assignment unmoved      -> no record, name, id, assignment, refusal; a tombstone
+    removal     record, assignment unmoved      -> no record, name, id, assignment, refusal; a tombstone, events that end
     repair      reservation unmoved             -> reservation
     refusal     record, refusal unmoved         -> refusal
 """
 
+import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from fleet.codec import encode
 from fleet.errors import ConflictError
 from fleet.model.assignment import Assignment, Refusal
 from fleet.model.host import Reservation
-from fleet.model.ids import HostId
+from fleet.model.ids import HostId, SandboxId, Tenant
 from fleet.store.keyspace import (
     assignment_key,
     cordon_key,
+    events_of,
     id_key,
     name_key,
     record_key,
@@ -29,7 +33,18 @@ from fleet.store.keyspace import (
     reservation_key,
     tombstone_key,
 )
-from fleet.store.port import TRANSACTION_OPS_MAX, VALUE_BYTES_MAX, Committed, Delete, Put, Store, Unmoved, Write
+from fleet.store.port import (
+    TRANSACTION_OPS_MAX,
+    VALUE_BYTES_MAX,
+    Committed,
+    Delete,
+    KeyValue,
+    Put,
+    Store,
+    Unmoved,
+    Write,
+)
+from scheduler import events
 from scheduler.placement.lifecycle import Dismissal, LifecycleChange, Order, Removal
 from scheduler.placement.plan import Plan
 from scheduler.placement.snapshot import Snapshot, add, growth, reserved
@@ -38,6 +53,14 @@ from scheduler.placement.snapshot import Snapshot, add, growth, reserved
 GROUP_BYTES_MAX = VALUE_BYTES_MAX
 # A destroyed id stays taken for one to two times as long: far longer than any client retries a creation.
 TOMBSTONE_S = 3600.0
+# A removed sandbox's events are kept seven days at least, under a lease that all of a day's removals share.
+EVENTS_LEASE_DAY_S = 24 * 3600.0
+EVENTS_KEPT_S = 8 * EVENTS_LEASE_DAY_S
+# Removed sandboxes of one tenant in a day whose events are kept: with eight events each, some 6 MB in the store. Of those past that
+# only the removal is told.
+HISTORIES_MAX = 2000
+# A thousand sandboxes that are removed at once are read in a fraction of a second, and the store has other callers.
+READS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +71,29 @@ class Change:
     writes: tuple[Write, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """What a removal needs beside the snapshot: its time, the leases of what it leaves behind, and the events there are.
+
+    Those of sandboxes in `past` are past HISTORIES_MAX.
+    """
+
+    now_ms: int = 0
+    tombstone_lease: int = 0
+    event_lease: int = 0
+    told: Mapping[SandboxId, Sequence[KeyValue]] = field(default_factory=dict)
+    past: frozenset[SandboxId] = frozenset()
+
+
 class Committer:
     """The one writer of assignments, reservations, refusals and tombstones."""
 
     def __init__(self, store: Store, clock: Callable[[], float]) -> None:
         self._store = store
-        self._clock = clock
-        self._tombstone_lease = 0
-        self._lease_until_s = -math.inf
+        self._tombstones = _SharedLease(store, clock, TOMBSTONE_S, 2 * TOMBSTONE_S)
+        self._histories = _SharedLease(store, clock, EVENTS_LEASE_DAY_S, EVENTS_KEPT_S)
+        self._kept: Counter[Tenant] = Counter()
+        self._kept_under = 0
 
     async def commit(self, fence: Unmoved, snapshot: Snapshot, changes: Iterable[Change]) -> Committed:
         """Writes `changes`, decided on `snapshot`, group by group until one loses its race; tells the last group's outcome."""
@@ -71,25 +109,64 @@ class Committer:
                 revisions[write.key] = 0 if isinstance(write, Delete) else outcome.revision
         return outcome
 
-    async def tombstone_lease(self) -> int:
-        """The lease under which destroyed ids are kept: one for all of an hour's, never renewed."""
-        if self._clock() >= self._lease_until_s:
-            self._tombstone_lease = await self._store.grant_lease(2 * TOMBSTONE_S)
-            self._lease_until_s = self._clock() + TOMBSTONE_S
-        return self._tombstone_lease
+    async def departure(self, due: Iterable[LifecycleChange], now_ms: int) -> Departure:
+        """What the removals among `due` need; reads the events of these sandboxes."""
+        removals = [one for one in due if isinstance(one, Removal)]
+        if not removals:
+            return Departure()
+        tombstone_lease, event_lease = await self._tombstones.current(), await self._histories.current()
+        if event_lease != self._kept_under:
+            self._kept_under = event_lease
+            self._kept.clear()
+        gate = asyncio.Semaphore(READS_AT_ONCE)
+        told = await asyncio.gather(*(self._history(gate, one) for one in removals))
+        self._kept.update(one.owner.tenant for one in removals)
+        past = frozenset(one.sandbox_id for one in removals if self._kept[one.owner.tenant] > HISTORIES_MAX)
+        entries = {one.sandbox_id: found for one, found in zip(removals, told, strict=True)}
+        return Departure(now_ms, tombstone_lease, event_lease, entries, past)
+
+    async def _history(self, gate: asyncio.Semaphore, removal: Removal) -> Sequence[KeyValue]:
+        async with gate:
+            return (await self._store.list_prefix(events_of(removal.owner.tenant, removal.sandbox_id))).entries
 
     async def _transact(self, conditions: list[Unmoved], writes: list[Write]) -> Committed:
         try:
             return await self._store.transact(conditions, writes)
         except ConflictError:
-            # The one lease in our writes has ended before its time: the next look takes a new one.
-            self._lease_until_s = self._clock()
+            # A lease in our writes has ended before its time: the next look takes new ones.
+            self._tombstones.forget()
+            self._histories.forget()
             raise
 
 
-def lifecycle_changes(snapshot: Snapshot, due: Iterable[LifecycleChange], lease_id: int) -> Iterator[Change]:
-    """Orders, removals and withdrawals as writes; `lease_id` holds the tombstones."""
-    for one in due:
+class _SharedLease:
+    """One lease for all that is put within `period_s`, never renewed: what is under it lives `ttl_s` less `period_s` at least."""
+
+    def __init__(self, store: Store, clock: Callable[[], float], period_s: float, ttl_s: float) -> None:
+        self._store = store
+        self._clock = clock
+        self._period_s = period_s
+        self._ttl_s = ttl_s
+        self._lease_id = 0
+        self._until_s = -math.inf
+
+    async def current(self) -> int:
+        """The lease of this period."""
+        if self._clock() >= self._until_s:
+            self._lease_id = await self._store.grant_lease(self._ttl_s)
+            self._until_s = self._clock() + self._period_s
+        return self._lease_id
+
+    def forget(self) -> None:
+        """The lease is gone: the next use takes another."""
+        self._until_s = -math.inf
+
+
+def lifecycle_changes(
+    snapshot: Snapshot, due: Iterable[LifecycleChange], departure: Departure = Departure()
+) -> Iterator[Change]:
+    """Orders, removals and withdrawals as writes."""
+    for place, one in enumerate(due):
         match one:
             case Order(assignment):
                 keys = (_record_of(assignment), assignment_key(assignment.host_id, assignment.sandbox_id))
@@ -98,7 +175,7 @@ def lifecycle_changes(snapshot: Snapshot, due: Iterable[LifecycleChange], lease_
                 keys = (_record_of(assignment), assignment_key(assignment.host_id, assignment.sandbox_id))
                 yield Change(keys, (Delete(keys[1]),))
             case Removal():
-                yield _remove(snapshot, one, lease_id)
+                yield _remove(snapshot, one, departure, place)
             case _:
                 key = refusal_key(one.sandbox_id)
                 yield Change((key,), (Delete(key),))
@@ -114,14 +191,19 @@ def repair_changes(repairs: Iterable[Reservation]) -> Iterator[Change]:
 def plan_changes(snapshot: Snapshot, plan: Plan) -> Iterator[Change]:
     """A plan's assignments with the reservations they lead to, and those refusals that say something new."""
     sums = reserved(snapshot)
-    for assignment in plan.assignments:
+    for place, assignment in enumerate(plan.assignments):
         sums[assignment.host_id] = add(_sum_of(sums, assignment.host_id), growth(snapshot, assignment))
-        yield _place(snapshot, assignment, sums[assignment.host_id])
-    for refusal in plan.refusals:
-        if is_news(refusal, snapshot.refusals.get(refusal.sandbox_id)):
+        yield _place(snapshot, assignment, sums[assignment.host_id], place)
+    for place, refusal in enumerate(plan.refusals, len(plan.assignments)):
+        known = snapshot.refusals.get(refusal.sandbox_id)
+        if is_news(refusal, known):
             key = refusal_key(refusal.sandbox_id)
             record = snapshot.records[refusal.sandbox_id]
-            yield Change((record_key(record.tenant, record.sandbox_id), key), (Put(key, encode(refusal)),))
+            writes: list[Write] = [Put(key, encode(refusal))]
+            # Counts move with every sandbox that comes and goes; an event is told when other filters exclude.
+            if events.codes_of(refusal) != events.codes_of(known):
+                writes.append(events.refused(record, refusal, place))
+            yield Change((record_key(record.tenant, record.sandbox_id), key), tuple(writes))
 
 
 def is_news(refusal: Refusal, known: Refusal | None) -> bool:
@@ -129,7 +211,7 @@ def is_news(refusal: Refusal, known: Refusal | None) -> bool:
     return known is None or replace(refusal, at_ms=0) != replace(known, at_ms=0)
 
 
-def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation) -> Change:
+def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation, place: int) -> Change:
     claim = id_key(assignment.sandbox_id)
     fence = reservation_key(assignment.host_id)
     order = assignment_key(assignment.host_id, assignment.sandbox_id)
@@ -137,6 +219,7 @@ def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation)
         Put(order, encode(assignment)),
         Put(claim, assignment.tenant.encode()),
         Put(fence, encode(reservation)),
+        events.assigned(assignment, place),
     ]
     if assignment.sandbox_id in snapshot.refusals:
         writes.append(Delete(refusal_key(assignment.sandbox_id)))
@@ -144,9 +227,8 @@ def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation)
     return Change(unmoved, tuple(writes))
 
 
-def _remove(snapshot: Snapshot, removal: Removal, lease_id: int) -> Change:
-    sandbox_id, owner = removal.sandbox_id, removal.record or removal.assignment
-    assert owner is not None
+def _remove(snapshot: Snapshot, removal: Removal, departure: Departure, place: int) -> Change:
+    sandbox_id, owner = removal.sandbox_id, removal.owner
     keys = [record_key(owner.tenant, sandbox_id), id_key(sandbox_id), refusal_key(sandbox_id)]
     if removal.assignment is not None:
         keys.append(assignment_key(removal.assignment.host_id, sandbox_id))
@@ -154,8 +236,14 @@ def _remove(snapshot: Snapshot, removal: Removal, lease_id: int) -> Change:
     if snapshot.names.get((owner.tenant, owner.spec.name)) == sandbox_id:
         keys.append(name_key(owner.tenant, owner.spec.name))
     writes: list[Write] = [Delete(key) for key in keys]
-    writes.append(Put(tombstone_key(sandbox_id), owner.tenant.encode(), lease_id))
-    return Change(tuple(keys), tuple(writes))
+    writes.append(Put(tombstone_key(sandbox_id), owner.tenant.encode(), departure.tombstone_lease))
+    last = events.removed(owner, departure.now_ms, departure.event_lease, place)
+    told = [entry for entry in departure.told.get(sandbox_id, ()) if entry.key != last.key]
+    if sandbox_id in departure.past:
+        writes += [Delete(entry.key) for entry in told]
+    else:
+        writes += events.kept(told, departure.event_lease)
+    return Change(tuple(keys), (*writes, last))
 
 
 def _record_of(assignment: Assignment) -> str:

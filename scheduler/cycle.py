@@ -13,7 +13,7 @@ import structlog
 from fleet.errors import BedplateError
 from fleet.store.port import Store, Unmoved
 from scheduler.commit import Change, Committer, lifecycle_changes, plan_changes, repair_changes
-from scheduler.placement.lifecycle import Removal, due_changes
+from scheduler.placement.lifecycle import due_changes
 from scheduler.placement.plan import plan
 from scheduler.placement.snapshot import Snapshot, repairs
 from scheduler.state import FleetState
@@ -84,9 +84,8 @@ class Cycle:
     async def _decide(self, snapshot: Snapshot) -> tuple[str, Sequence[Change]]:
         due = due_changes(snapshot)
         if due:
-            needs_lease = any(isinstance(one, Removal) for one in due)
-            lease_id = await self._committer.tombstone_lease() if needs_lease else 0
-            return "lifecycle", tuple(lifecycle_changes(snapshot, due, lease_id))
+            departure = await self._committer.departure(due, self._now_ms())
+            return "lifecycle", tuple(lifecycle_changes(snapshot, due, departure))
         wrong = repairs(snapshot)
         if wrong:
             return "reservation", tuple(repair_changes(wrong))

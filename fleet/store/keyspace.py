@@ -6,6 +6,8 @@ Segments come from fleet.model.ids and can hold no slash.
 from fleet.model.ids import HostId, SandboxId, Tenant
 
 ROOT = "/bedplate/v1/"
+# Beside ROOT and not below it: schedulers keep all of ROOT in memory, and events are read when somebody asks.
+EVENTS = "/bedplate/event/v1/"
 
 RECORDS = ROOT + "record/"
 IDS = ROOT + "id/"
@@ -125,3 +127,13 @@ def revoked_key(serial: str) -> str:
 def barred_key(host_id: HostId) -> str:
     """That certificates of a host issued before a moment are refused. Writer: scheduler."""
     return f"{BARRED}{host_id}"
+
+
+def event_key(tenant: Tenant, sandbox_id: SandboxId, name: str) -> str:
+    """One transition of a sandbox, by a name that follows from it. Writer: scheduler."""
+    return f"{EVENTS}{tenant}/{sandbox_id}/{name}"
+
+
+def events_of(tenant: Tenant, sandbox_id: SandboxId | None = None) -> str:
+    """The prefix of one sandbox's events, or of all of a tenant's."""
+    return f"{EVENTS}{tenant}/{sandbox_id}/" if sandbox_id else f"{EVENTS}{tenant}/"

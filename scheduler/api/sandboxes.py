@@ -6,6 +6,7 @@ from typing import Any
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.codec import decode, encode, from_message, to_message
 from fleet.errors import ConflictError, InvalidSpecError, NotFoundError
+from fleet.gatekeeper import actor_of
 from fleet.identity import Role
 from fleet.model.assignment import Sandbox
 from fleet.model.ids import SandboxId
@@ -13,6 +14,7 @@ from fleet.model.sandbox import Goal, SandboxRecord, SandboxSpec
 from fleet.rpc import MESSAGE_BYTES_MAX, caller_of
 from fleet.store.keyspace import id_key, name_key, record_key, status_key, tombstone_key
 from fleet.store.port import Put, Store, Unmoved
+from scheduler import events
 from scheduler.api import wishes
 from scheduler.api.access import find_sandbox, tenant_of
 from scheduler.api.admission import RECORDS_MAX, check_id, check_spec, explain_conflict, id_reused
@@ -63,7 +65,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
             snapshot = self._state.fresh()
             check_spec(snapshot, tenant, spec)
             record = SandboxRecord(sandbox_id, tenant, spec, Goal.RUN, 1, self._now_ms())
-            return to_message(await self._create(record))
+            return to_message(await self._create(record, actor_of(context)))
         record = decode(SandboxRecord, known.value)
         if record.spec != spec:
             raise id_reused(sandbox_id)
@@ -108,17 +110,17 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
 
     async def StopSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Ends the VM; its disk, output and artifact stay until the sandbox is destroyed. What has ended stays as it is."""
-        return to_message(await self._change(request, context, wishes.stop))
+        return to_message(await self._change(request, context, wishes.stop, "StopSandbox"))
 
     async def StartSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Begins the next run of a stopped sandbox; it waits for room on the host that has its disk."""
-        return to_message(await self._change(request, context, wishes.start))
+        return to_message(await self._change(request, context, wishes.start, "StartSandbox"))
 
     async def DestroySandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Begins to remove every trace; the name is free once it is gone."""
-        return to_message(await self._change(request, context, wishes.remove))
+        return to_message(await self._change(request, context, wishes.remove, "DestroySandbox"))
 
-    async def _create(self, record: SandboxRecord) -> Sandbox:
+    async def _create(self, record: SandboxRecord, actor: str) -> Sandbox:
         keys = [
             record_key(record.tenant, record.sandbox_id),
             id_key(record.sandbox_id),
@@ -127,7 +129,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
         values = [encode(record), record.tenant.encode(), record.sandbox_id.encode()]
         absent = [Unmoved(key, 0) for key in (*keys, tombstone_key(record.sandbox_id))]
         writes = [Put(key, value) for key, value in zip(keys, values, strict=True)]
-        committed = await self._store.transact(absent, writes)
+        committed = await self._store.transact(absent, [*writes, events.created(record, actor)])
         if committed.is_committed:
             return await self._seen(record, committed.revision)
         # Read one by one, so each may be of another moment: good enough to explain, and nothing is written on it.
@@ -142,7 +144,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
             name_holder=SandboxId(name.value.decode()) if name is not None else None,
         )
 
-    async def _change(self, request: Any, context: Any, wish: Wish) -> Sandbox:
+    async def _change(self, request: Any, context: Any, wish: Wish, cause: str) -> Sandbox:
         record = find_sandbox(self._state.fresh(), caller_of(context), request.sandbox, request.tenant)
         key = record_key(record.tenant, record.sandbox_id)
         for _ in range(ATTEMPTS_MAX):
@@ -157,9 +159,9 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
                 return await self._seen(current, known.mod_revision)
             # What the wish was decided on: whether its host says that the sandbox has ended.
             status = _status_of(current, snapshot)
-            committed = await self._store.transact(
-                [Unmoved(key, known.mod_revision), *status], [Put(key, encode(wanted))]
-            )
+            told = events.goal_changed(current, wanted, actor_of(context), cause, self._now_ms())
+            writes = [Put(key, encode(wanted)), *told]
+            committed = await self._store.transact([Unmoved(key, known.mod_revision), *status], writes)
             if committed.is_committed:
                 return await self._seen(wanted, committed.revision)
             for moved in [await self._store.get(one.key) for one in status]:

@@ -39,6 +39,13 @@ class Removal:
     record: SandboxRecord | None
     assignment: Assignment | None
 
+    @property
+    def owner(self) -> SandboxRecord | Assignment:
+        """Whichever of the two there is; one is."""
+        owner = self.record or self.assignment
+        assert owner is not None
+        return owner
+
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fleet.model.assignment import Assignment, Refusal
 from fleet.model.host import Capacity, HostCordon, HostRecord, Reservation
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant
-from fleet.model.sandbox import Goal, Phase, SandboxRecord, SandboxStatus
+from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, SandboxRecord, SandboxStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,10 @@ def share_of(assignment: Assignment) -> Reservation:
 def set_aside(assignment: Assignment, status: SandboxStatus | None) -> Reservation:
     """What one assignment sets aside by what its host says: all, or a stopped sandbox's disk and place, or nothing.
 
-    A status of an earlier run says nothing about the run that is ordered.
+    A status of an earlier run says nothing about the run that is ordered, and what starts or runs has released nothing.
     """
-    if status is None or not status.released or status.run < assignment.run:
+    is_over = status is not None and status.phase in (*ENDED_PHASES, Phase.REMOVING) and status.released
+    if status is None or not is_over or status.run < assignment.run:
         return share_of(assignment)
     if status.phase is Phase.STOPPED:
         return Reservation(assignment.host_id, disk_mib=assignment.spec.resources.disk_mib, sandboxes=1)

@@ -9,7 +9,7 @@ import pytest
 
 from fleet.identity import Role
 from fleet.store.etcd import open_etcd
-from fleet.store.keyspace import ROOT
+from fleet.store.keyspace import EVENTS, ROOT
 from fleet.store.memory import MemoryStore
 from fleet.store.port import Delete, Store
 from provisioning.embedded.etcd import LOOPBACK, free_ports, start_etcd
@@ -47,8 +47,9 @@ async def store(request: pytest.FixtureRequest, pki: Path) -> AsyncIterator[Stor
         opened: Store = MemoryStore(monotonic)
     else:
         opened = open_etcd([request.getfixturevalue("etcd_endpoint")], tls_files(pki, Role.SCHEDULER, "scheduler"))
-        for entry in (await opened.list_prefix(ROOT)).entries:
-            await opened.transact([], [Delete(entry.key)])
+        for prefix in (ROOT, EVENTS):
+            for entry in (await opened.list_prefix(prefix)).entries:
+                await opened.transact([], [Delete(entry.key)])
     yield opened
     await opened.close()
 

@@ -30,7 +30,7 @@ from hostd.api.output import OutputService
 from hostd.api.permissions import PERMISSIONS
 from hostd.drivers.image.sources import SourceStore
 from hostd.orders import Orders
-from hostd.reconcile.progress import begin, change_agent, reach_stage, render_status
+from hostd.reconcile.progress import begin, begin_run, change_agent, reach_stage, render_status
 from hostd.room import Room, SourceSettings
 from provisioning.embedded.etcd import LOOPBACK, free_ports
 from provisioning.embedded.pki import EMBEDDED_HOST, tls_files
@@ -265,9 +265,11 @@ class ObedientHost:
             status = SandboxStatus(order.sandbox_id, self.host_id, order.generation, Phase.REMOVED, released=True)
             await self._put_status(status)
             return
-        known = self.orders.orders.get(order.sandbox_id)
-        if order.sandbox_id not in self.orders.progress or (known is not None and known.run < order.run):
+        progress = self.orders.progress.get(order.sandbox_id)
+        if progress is None:
             self.orders.put_progress(begin(order, "", ""))
+        elif progress.run < order.run:
+            self.orders.put_progress(begin_run(progress, order))
         self.orders.put_order(order)
         await self._publish(order, is_released=order.goal is Goal.STOP)
 
@@ -276,7 +278,7 @@ class ObedientHost:
         status = render_status(
             order, progress, accelerator=Accelerator.SIMULATED, is_released=is_released, now_ms=NOW_MS
         )
-        await self._put_status(replace(status, run=order.run))
+        await self._put_status(status)
 
     async def _put_status(self, status: SandboxStatus) -> None:
         await self._store.transact([], [Put(status_key(self.host_id, status.sandbox_id), encode(status))])
