@@ -30,6 +30,8 @@ REQUEST_BYTES_MAX = 1024 * 1024
 # What strangers may send, and how much of it at once: a request for a certificate, from a rack that is set up together.
 OPEN_REQUEST_BYTES_MAX = 16 * 1024
 OPEN_STREAMS_MAX, OPEN_CALLS_MAX = 4, 64
+# An enrolment takes a second; who holds a connection longer, or does not get through the handshake, is let go.
+OPEN_CONNECTION_MS_MAX, OPEN_HANDSHAKE_MS_MAX = 60_000, 10_000
 KEEPALIVE_MS = 20_000
 # A peer that is back is found within this time; left alone, gRPC waits up to two minutes after a long absence (measured: 25 s
 # after 90 s).
@@ -49,6 +51,13 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
     # A proxy in the environment must never see fleet traffic.
     ("grpc.enable_http_proxy", 0),
+)
+
+_OPEN_OPTIONS = (
+    ("grpc.max_concurrent_streams", OPEN_STREAMS_MAX),
+    ("grpc.max_connection_age_ms", OPEN_CONNECTION_MS_MAX),
+    ("grpc.max_connection_age_grace_ms", OPEN_HANDSHAKE_MS_MAX),
+    ("grpc.server_handshake_timeout_ms", OPEN_HANDSHAKE_MS_MAX),
 )
 
 _FAMILIES: dict[grpc.StatusCode, type[BedplateError]] = {status: family for family, status in STATUS}
@@ -72,9 +81,11 @@ def channel_options(server_name: str) -> list[tuple[str, Any]]:
     return [*_OPTIONS, ("grpc.ssl_target_name_override", server_name)]
 
 
-def open_channel(address: str, tls: TlsFiles, server_name: str) -> grpc.aio.Channel:
-    """A channel to the peer at `address` ("ip:port")."""
-    return grpc.aio.secure_channel(address, channel_credentials(tls), options=channel_options(server_name))
+def open_channel(address: str, tls: TlsFiles | LiveCredentials, server_name: str) -> grpc.aio.Channel:
+    """A channel to the peer at `address` ("ip:port"), under the certificate as it is now."""
+    credentials = tls if isinstance(tls, LiveCredentials) else LiveCredentials(tls)
+    credentials.refresh()
+    return grpc.aio.secure_channel(address, credentials.for_channel(), options=channel_options(server_name))
 
 
 class LiveChannel:
@@ -155,7 +166,7 @@ async def start_open_server(
     Each of them checks another proof itself. Requests are small and few at a time; there is neither health nor reflection.
     Returns and raises what `start_server` does.
     """
-    options = [*_server_options(OPEN_REQUEST_BYTES_MAX), ("grpc.max_concurrent_streams", OPEN_STREAMS_MAX)]
+    options = [*_server_options(OPEN_REQUEST_BYTES_MAX), *_OPEN_OPTIONS]
     gatekeeper = Gatekeeper({}, anonymous=methods)
     server = grpc.aio.server(interceptors=[gatekeeper], options=options, maximum_concurrent_rpcs=OPEN_CALLS_MAX)
     register(server)

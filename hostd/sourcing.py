@@ -13,6 +13,7 @@ import structlog
 
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
 from fleet.codec import decode
+from fleet.credentials import LiveCredentials
 from fleet.errors import BedplateError, HostFaultError, NotFoundError, UnavailableError
 from fleet.identity import TlsFiles, host_server_name
 from fleet.model.host import HostRecord
@@ -56,7 +57,7 @@ class Sourcing:
         self._host_id = host_id
         self._store = store
         self._local = local
-        self._tls = tls
+        self._credentials = LiveCredentials(tls)
         self._room = room
         self._silence_s = silence_s
         # Two sandboxes that start with the same source fetch it once; one that hangs holds up no other. A lock lives as long
@@ -126,7 +127,7 @@ class Sourcing:
 
     async def _fetch_from(self, peer: HostRecord, tenant: Tenant, digest: Digest) -> None:
         request = content_pb2.FetchSourceRequest(tenant=tenant, digest=digest)
-        async with open_channel(peer.address, self._tls, host_server_name(peer.host_id)) as channel:
+        async with open_channel(peer.address, self._credentials, host_server_name(peer.host_id)) as channel:
             with translated(f"host {peer.host_id}"):
                 call = content_pb2_grpc.ContentServiceStub(channel).FetchSource(request, timeout=FETCH_TIMEOUT_S)
                 first = await self._read(call)

@@ -16,6 +16,8 @@ from fleet.model.enrolment import IssuedCertificate
 from fleet.model.ids import HostId
 
 DAYS_MAX = 3650
+# Every right of group and others.
+OTHERS = 0o077
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class EnrolmentConfig:
             message = f"{self.days} is not 1 to {DAYS_MAX}"
             raise InvalidSpecError("config_invalid", message, "choose a number within", field="enrolment.days")
         try:
+            mode = self.ca_key.stat().st_mode & 0o777
             key = serialization.load_pem_private_key(self.ca_key.read_bytes(), password=None)
         except OSError as error:
             message = f"{self.ca_key}: {error.strerror}"
@@ -39,6 +42,9 @@ class EnrolmentConfig:
             raise NotFoundError("authority_missing", message, next_step) from error
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise _unusable(f"{self.ca_key} holds no private key in PEM form") from error
+        if mode & OTHERS:
+            message = f"others may read {self.ca_key} (mode {mode:o}): whoever does can make any certificate"
+            raise InvalidSpecError("config_invalid", message, f"chmod 600 {self.ca_key}", field="enrolment.ca_key")
         if key.public_key() != x509.load_pem_x509_certificate(tls.load()[0]).public_key():
             raise _unusable(f"{self.ca_key} is not the key of {tls.ca}")
 

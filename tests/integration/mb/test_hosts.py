@@ -1,6 +1,8 @@
 """`mb host` as an operator runs it: a process of its own, over mutual TLS, against a real scheduler."""
 
+import asyncio
 import datetime
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,14 @@ async def test_a_host_is_enrolled(operator: Mb, mb: Mb, fleet: Fleet, tmp_path: 
     assert files.key.stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in out.iterdir()) == ["ca.crt", "host.crt", "host.key"]
     assert (await mb.run(*arguments, "--json")).error()["code"] == "files_exist"
+    piped = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mb", "host", "enrol", "--token-file", "-", "--scheduler", fleet.enrolment_address),
+        *("--out", str(tmp_path / "piped")),
+        stdin=asyncio.subprocess.PIPE,
+    )
+    second = await operator.run("host", "token", "rack1-08")
+    await piped.communicate(second.stdout.encode())
+    assert (piped.returncode, (tmp_path / "piped" / "host.key").exists()) == (Exit.OK, True)
     assert (await mb.run(*arguments, "--force", "--json")).error()["code"] == "token_used"
 
 

@@ -1,9 +1,10 @@
 """`python -m scheduler` as an operator runs it: starts, serves, takes over, and ends when it is asked to."""
 
 import asyncio
+import datetime
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import pytest
 
 from bedplate.sandbox.v1 import service_pb2
 from fleet.codec import to_message
-from fleet.identity import Role
+from fleet.identity import Identity, KeyPair, Role, create_authority
 from fleet.store.memory import MemoryStore
 from provisioning.embedded.etcd import LOOPBACK, free_ports
-from provisioning.embedded.pki import tls_files
+from provisioning.embedded.pki import add_certificate, create_pki, tls_files
 from tests.integration.scheduler.parts import HANG_S, Fleet, ObedientHost
 from tests.unit.scheduler.build import sandbox_id, spec
 
@@ -118,3 +119,55 @@ async def test_another_scheduler_takes_over(memory: MemoryStore, pki: Path, tmp_
         await client.sandboxes.CreateSandbox(request)
         await local.ordered(sandbox_id(2))
         assert len(local.orders.orders) == 3
+
+
+def own_config(folder: Path) -> tuple[Path, Path]:
+    """Certificates that a test may spoil, and a configuration that uses them and signs for hosts."""
+    create_pki(folder / "own")
+    fleet = Fleet(MemoryStore(lambda: 0.0), folder / "own")
+    config = write_config(folder, fleet.pki, fleet, "127.0.0.1:1")
+    enrolment = f'[enrolment]\nlisten = "{fleet.enrolment_address}"\nca_key = "{fleet.pki}/ca.key"\n'
+    config.write_text(config.read_text() + enrolment)
+    return fleet.pki, config
+
+
+def expire(pki: Path) -> None:
+    long_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=400)
+    authority = KeyPair((pki / "ca.crt").read_bytes(), (pki / "ca.key").read_bytes())
+    add_certificate(pki, authority, Identity(Role.SCHEDULER, "scheduler"), long_ago)
+
+
+def take_a_tenants(pki: Path) -> None:
+    taken, mine = tls_files(pki, Role.TENANT, "demo"), tls_files(pki, Role.SCHEDULER, "scheduler")
+    mine.certificate.write_bytes(taken.certificate.read_bytes())
+    mine.key.write_bytes(taken.key.read_bytes())
+
+
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "ended at": expire,
+    "is for a tenant, not for a scheduler": take_a_tenants,
+    "was not issued by the authority": lambda pki: (pki / "ca.crt").write_bytes(
+        create_authority(datetime.datetime.now(datetime.UTC)).certificate
+    ),
+    "others may read": lambda pki: (pki / "ca.key").chmod(0o644),
+    "holds no private key": lambda pki: (pki / "ca.key").write_text("noise"),
+    "is not the key of": lambda pki: (pki / "ca.key").write_bytes(
+        create_authority(datetime.datetime.now(datetime.UTC)).key
+    ),
+    "ca.key: No such file": lambda pki: (pki / "ca.key").unlink(),
+}
+
+
+@pytest.mark.parametrize(("message", "spoil"), SPOILED.items(), ids=SPOILED.keys())
+async def test_a_wrong_certificate_is_told_at_start(
+    tmp_path: Path, message: str, spoil: Callable[[Path], object]
+) -> None:
+    """Expired, another's, another fleet's, and an authority's key that is none or not alone: before anything is served."""
+    pki, config = own_config(tmp_path)
+    spoil(pki)
+    async with program(config) as process, asyncio.timeout(HANG_S):
+        _, log = await process.communicate()
+    assert process.returncode == 1
+    assert message in log.decode()
+    assert "next:" in log.decode()
+    assert "Traceback" not in log.decode()
