@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from guestd.configuration import Source
     from guestd.link import Message, Outbox
 
-LINK_VERSION = 1
+LINK_VERSION = 2
 
 
 class Guest:

@@ -24,8 +24,10 @@ from fleet.store.port import Store
 from fleet.store.revoked import follow_revocations
 from hostd.api.changes import Changes
 from hostd.api.content import ContentService, SourcesHeld
+from hostd.api.exec import ExecService
 from hostd.api.output import OutputService
 from hostd.api.permissions import PERMISSIONS
+from hostd.api.secrets import SecretService
 from hostd.config import HostdConfig
 from hostd.drivers.ports import GuestLinks
 from hostd.intake import Intake
@@ -109,7 +111,7 @@ class _Daemon:
         self._mirror = Mirror(parts.store, host_assignments(host_id))
         self._registration = Registration(parts.store, host_id, read_boot_id())
         prefix = interface.network.prefixlen
-        sessions = Sessions(
+        self._sessions = sessions = Sessions(
             parts.orders, parts.links, self._on_progress, now_ms, prefix_length=prefix, counted=self._tell
         )
         place = Place(config.run_dir, config.log_dir, prefix, parts.accelerator)
@@ -126,6 +128,8 @@ class _Daemon:
         parts = self._parts
         content = ContentService(parts.orders, parts.sources, parts.sourcing.tell, parts.room.make)
         service_pb2_grpc.add_OutputServiceServicer_to_server(OutputService(parts.orders, self._changes), server)
+        service_pb2_grpc.add_ExecServiceServicer_to_server(ExecService(parts.orders, self._sessions), server)
+        service_pb2_grpc.add_SecretServiceServicer_to_server(SecretService(parts.orders, self._sessions), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(content, server)
 
     def parts(self, record: HostRecord, address: str) -> list[Coroutine[Any, Any, None]]:

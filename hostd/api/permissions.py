@@ -11,6 +11,8 @@ _SCHEDULER = frozenset({Role.SCHEDULER})
 
 PERMISSIONS: Permissions = {
     "bedplate.sandbox.v1.OutputService/ReadOutput": _SCHEDULER,
+    "bedplate.sandbox.v1.ExecService/Exec": _SCHEDULER,
+    "bedplate.sandbox.v1.SecretService/SendSecrets": _SCHEDULER,
     "bedplate.content.v1.ContentService/HasSource": _SCHEDULER,
     "bedplate.content.v1.ContentService/UploadSource": _SCHEDULER,
     # Hosts give each other sources and nothing else: one that is taken over reads no artifact elsewhere.

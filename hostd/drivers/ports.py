@@ -79,8 +79,9 @@ class LinkMessage:
     payload: bytes = field(default=b"", repr=False)
 
 
-# Called for each message in order; the next is read only when this returned. The driver itself adds two types of its own:
-# `connected` (a session begins; `hello` follows) and `broken` (the guest broke the protocol too often: `message` says how).
+# Called for each message in order; the next is read only when this returned. The driver itself adds three types of its own:
+# `connected` (a session begins; `hello` follows), `disconnected` (it has ended) and `broken` (the guest broke the protocol too
+# often: `message` says how).
 LinkReceiver = Callable[[SandboxId, LinkMessage], Awaitable[None]]
 
 
@@ -91,7 +92,7 @@ class GuestLinks(Protocol):
         """Keep a session up on the socket at `link_path`, until detach; attaching twice changes nothing."""
 
     async def send(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
-        """Send one message; raises UnavailableError `link_down` when no session stands."""
+        """Send one message, its payload as base64; raises UnavailableError `link_down` when no session stands."""
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         """End the session; nothing is received afterwards."""

@@ -18,9 +18,10 @@ from fleet.errors import HostFaultError, UnavailableError
 from fleet.model.host import Accelerator
 from fleet.model.ids import SandboxId
 from hostd.drivers.ports import LinkMessage, LinkReceiver
+from hostd.drivers.simulated_programs import SimulatedPrograms
 from hostd.reconcile.state import DomainState, Machine, ObservedNetwork, Port
 
-LINK_VERSION = 1
+LINK_VERSION = 2
 # docs/guest-link.md: the largest payload, and how far a guest may send ahead of the last ack.
 PAYLOAD_BYTES_MAX = 256 * 1024
 AHEAD_BYTES_MAX = 1024 * 1024
@@ -255,11 +256,14 @@ class SimulatedGuest:
     artifact: _Stream | None = None
     sources: list[dict[str, Any]] = field(default_factory=list)
     agents: dict[str, _SimulatedAgent] = field(default_factory=dict)
+    programs: SimulatedPrograms = field(default_factory=SimulatedPrograms)
+    secrets: dict[str, bytes] = field(default_factory=dict)
     _artifact_offset: int = 0
 
     def greet(self) -> LinkMessage:
         """The first message of a session."""
         self.is_resumed = False
+        self.programs.clear()
         for agent in self.agents.values():
             agent.is_told = agent.has_ended
         states = {name: agent.state() for name, agent in self.agents.items()}
@@ -269,7 +273,11 @@ class SimulatedGuest:
     def take(self, message: LinkMessage) -> list[LinkMessage]:
         """The answers to one message; an unknown type has none."""
         answers = []
+        if message.type.startswith("exec"):
+            return self.programs.take(message)
         match message.type:
+            case "secret" if not self.is_configured:
+                self.secrets[message.fields["name"]] = message.payload
             case "configure" if not self.is_configured:
                 answers += self._configure(message.fields)
             case "resume":
@@ -283,6 +291,8 @@ class SimulatedGuest:
         return answers + self._flush()
 
     def _configure(self, fields: Mapping[str, Any]) -> list[LinkMessage]:
+        if set(fields["secrets"]) != set(self.secrets):
+            return [LinkMessage("failed", {"code": "secrets_missing", "message": "a secret has no value"})]
         self.is_configured = True
         self.sources = list(fields["sources"])
         for agent in fields["agents"]:
@@ -427,8 +437,10 @@ class SimulatedLinks:
             session.wake.clear()
             domain = self._hypervisor.domains.get(session.sandbox_id)
             if domain is None or domain.state is DomainState.DEAD:
-                session.domain = None
+                had_session, session.domain = session.domain is not None, None
                 session.inbox.clear()
+                if had_session:
+                    await session.receive(session.sandbox_id, LinkMessage("disconnected"))
             elif domain.state is DomainState.RUNNING:
                 await self._converse(session, domain)
 

@@ -103,9 +103,11 @@ class Reconciler:
         self._listeners.append(listener)
 
     def trouble(self, sandbox_id: SandboxId) -> Reason | None:
-        """Why the sandbox's last worker failed, while it is being retried."""
+        """Why the sandbox's last worker failed, while it is being retried; or what else its owner should know meanwhile."""
         found = self._trouble.get(sandbox_id)
-        return Reason(found.error.code, found.error.message, found.error.next_step) if found else None
+        if found is None:
+            return self._sessions.notice(sandbox_id)
+        return Reason(found.error.code, found.error.message, found.error.next_step)
 
     def accept(self, order: Assignment) -> None:
         """Takes an order over, durably; a sandbox new to this host gets an address.
@@ -231,6 +233,8 @@ class Reconciler:
             progress = fail(progress, STOP_FORCED)
         if self._sessions.silent_s(sandbox_id) > SILENCE_S_MAX:
             progress = fail(progress, GUEST_SILENT)
+        if (lateness := self._sessions.lateness(sandbox_id)) is not None:
+            progress = fail(progress, lateness)
         if progress != desired.progress:
             self._orders.put_progress(progress)
 

@@ -15,7 +15,7 @@ from fleet.model.sandbox import Agent, AgentPhase, AgentStatus, Artifact, Reason
 from fleet.model.units import MIB
 from hostd.reconcile.state import mac_address
 
-LINK_VERSION = 1
+LINK_VERSION = 2
 # What one agent may print. Far more than anyone reads, little enough that a thousand sandboxes do not fill a host's disk.
 OUTPUT_BYTES_MAX = 64 * MIB
 ARTIFACT_BYTES_MAX = 1024 * MIB
@@ -25,10 +25,12 @@ TEXT_CHARS_MAX = 500
 OFFSET_MAX = 2**62
 EXIT_CODE_MAX = 255
 SIGNAL_MAX = 64
+RESTARTS_MAX = 2**31 - 1
 
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _PHASES = {
     "running": AgentPhase.RUNNING,
+    "restarting": AgentPhase.RESTARTING,
     "exited": AgentPhase.FAILED,
     "timed-out": AgentPhase.TIMED_OUT,
     "failed": AgentPhase.FAILED,
@@ -52,6 +54,8 @@ def describe_configuration(order: Assignment, address: str, prefix_length: int, 
         "address": _describe_address(address, prefix_length) if address else None,
         "sources": sources,
         "agents": [_describe_agent(agent) for agent in order.spec.agents],
+        "secrets": list(order.spec.secrets),
+        "run": order.run,
         "clock_ms": now_ms,
     }
 
@@ -62,6 +66,11 @@ def parse_whole(fields: Mapping[str, Any], name: str, most: int = OFFSET_MAX) ->
     if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"{name} is no whole number from 0 to {most}")
     return value
+
+
+def parse_optional(fields: Mapping[str, Any], name: str, most: int) -> int | None:
+    """The same for a field that may be absent or null."""
+    return None if fields.get(name) is None else parse_whole(fields, name, most)
 
 
 def parse_artifact(fields: Mapping[str, Any]) -> Artifact:
@@ -77,15 +86,18 @@ def parse_agent(known: AgentStatus, fields: Mapping[str, Any], now_ms: int) -> A
     phase = _PHASES.get(str(fields.get("state", ""))[:TEXT_CHARS_MAX])
     if phase is None:
         return None
-    started = replace(known, started_at_ms=known.started_at_ms or now_ms)
+    restarts = max(known.restarts, parse_optional(fields, "restarts", RESTARTS_MAX) or 0)
+    started = replace(known, started_at_ms=known.started_at_ms or now_ms, restarts=restarts)
     if phase is AgentPhase.RUNNING:
-        return replace(started, phase=phase)
-    exit_code, signal = _optional(fields, "exit_code", EXIT_CODE_MAX), _optional(fields, "signal", SIGNAL_MAX)
+        return replace(started, phase=phase, exit_code=None, signal=None, ended_at_ms=0, reason=None)
+    exit_code, signal = parse_optional(fields, "exit_code", EXIT_CODE_MAX), parse_optional(fields, "signal", SIGNAL_MAX)
     if fields["state"] == "exited" and exit_code is None and not signal:
         raise ValueError("an agent that exited has neither exit code nor signal")
-    ended = replace(started, exit_code=exit_code, signal=signal, ended_at_ms=now_ms)
+    is_known = known.phase is phase and known.restarts == restarts
+    ended_at_ms = known.ended_at_ms if is_known else now_ms
+    ended = replace(started, exit_code=exit_code, signal=signal, ended_at_ms=ended_at_ms)
     if fields["state"] == "exited" and exit_code == 0 and not signal:
-        return replace(ended, phase=AgentPhase.COMPLETED)
+        return replace(ended, phase=AgentPhase.COMPLETED, reason=None)
     return replace(ended, phase=phase, reason=_agent_reason(phase, ended, clean(fields.get("message") or "")))
 
 
@@ -102,19 +114,18 @@ def clean(text: Any) -> str:
     return "".join(char if char.isprintable() else " " for char in str(text)[:TEXT_CHARS_MAX])
 
 
-def _optional(fields: Mapping[str, Any], name: str, most: int) -> int | None:
-    return None if fields.get(name) is None else parse_whole(fields, name, most)
-
-
 def _agent_reason(phase: AgentPhase, status: AgentStatus, message: str) -> Reason:
     if phase is AgentPhase.TIMED_OUT:
         return Reason("agent_timed_out", f"agent {status.name} ran into its timeout", "raise timeout in the jcard")
-    if status.signal:
+    if phase is AgentPhase.RESTARTING and status.exit_code == 0 and not status.signal:
+        how = "exited with code 0 and is started again"
+    elif status.signal:
         how = f"ended by signal {status.signal}"
     else:
         how = "could not run" if status.exit_code is None else f"exited with code {status.exit_code}"
     text = f"agent {status.name} {how}" + (f": {message}" if message else "")
-    return Reason("agent_failed", text, f"read its output: mb logs NAME {status.name}")
+    code = "agent_restarting" if phase is AgentPhase.RESTARTING else "agent_failed"
+    return Reason(code, text, f"read its output: mb logs NAME {status.name}")
 
 
 def _describe_address(address: str, prefix_length: int) -> dict[str, Any]:
@@ -131,5 +142,8 @@ def _describe_agent(agent: Agent) -> dict[str, Any]:
         "grace_period_s": agent.grace_period_s,
         "memory_mib": agent.memory_mib,
         "pids_max": agent.pids_max,
+        "restart": str(agent.restart),
+        "max_restarts": agent.max_restarts,
+        "session": agent.session,
         "output_max_bytes": OUTPUT_BYTES_MAX,
     }

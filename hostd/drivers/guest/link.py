@@ -16,7 +16,7 @@ import structlog
 
 from fleet.errors import UnavailableError
 from fleet.model.ids import SandboxId
-from hostd.drivers.guest.frames import NONCE_BYTES, FrameError, FrameReader, encode_frame
+from hostd.drivers.guest.frames import NONCE_BYTES, FrameError, FrameReader, encode_for_guest
 from hostd.drivers.ports import LinkMessage, LinkReceiver
 
 READ_BYTES = 64 * 1024
@@ -79,9 +79,11 @@ class SocketLinks:
         if writer is None:
             raise UnavailableError("link_down", f"the guest link of {sandbox_id} is down", "it is retried")
         try:
-            writer.write(encode_frame(message))
-            async with asyncio.timeout(self._pace.send_s):
-                await writer.drain()
+            writer.write(encode_for_guest(message))
+            # Most sends leave nothing behind, and wait for nothing.
+            if writer.transport.get_write_buffer_size() or writer.is_closing():
+                async with asyncio.timeout(self._pace.send_s):
+                    await writer.drain()
         except (OSError, TimeoutError) as error:
             writer.transport.abort()
             raise UnavailableError("link_down", f"the guest of {sandbox_id} takes nothing", "it is retried") from error
@@ -117,8 +119,10 @@ class SocketLinks:
         try:
             await self._converse(link, reader, writer)
         finally:
-            link.writer, link.is_framed = None, False
+            had_session, link.writer, link.is_framed = link.is_framed, None, False
             writer.transport.abort()
+            if had_session and self._is_attached(link):
+                await link.receive(link.sandbox_id, LinkMessage("disconnected"))
             with suppress(OSError):
                 await writer.wait_closed()
 

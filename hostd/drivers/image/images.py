@@ -22,7 +22,7 @@ from fleet.model.ids import Digest, digest_hex, is_digest
 from hostd.reconcile.state import BootFiles
 
 MANIFEST_BYTES_MAX = 1024 * 1024
-LINK_VERSION = 1
+LINK_VERSION = 2
 # A tag file holds one digest; more tags than this are a mistake in the folder, not a host's stock of images.
 TAGS_MAX = 1000
 TAG_BYTES_MAX = 100

@@ -1,16 +1,18 @@
 """A guest at the other end of every GuestLinks is understood by hostd's sessions: configure, output, artifact, stop, resume."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fleet.errors import HostFaultError, UnavailableError
+from fleet.errors import ConflictError, HostFaultError, UnavailableError
 from fleet.model.assignment import Assignment
 from fleet.model.host import Accelerator
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant
@@ -28,7 +30,8 @@ from hostd.drivers.simulated import (
     follow_command,
 )
 from hostd.orders import Orders
-from hostd.reconcile.progress import begin, render_status
+from hostd.reconcile.execs import EXECS_MAX, Exec, ExecEnded, ExecOutput, ExecStarted, Program
+from hostd.reconcile.progress import begin, render_status, stop
 from hostd.reconcile.session import Sessions
 from hostd.reconcile.state import BootFiles, DomainState, Machine
 
@@ -82,7 +85,9 @@ class SocketGuests:
                     self._room.set_state(A, DomainState.DEAD)
                     return
                 self.faults.strike("link", A)
-                for answer in domain.guest.take(message):
+                # What a host sends beside JSON is text, so that nothing in it looks like a marker.
+                payload = base64.b64decode(message.payload, validate=True)
+                for answer in domain.guest.take(replace(message, payload=payload)):
                     writer.write(encode_frame(answer))
                 await writer.drain()
 
@@ -101,6 +106,8 @@ class Hostd:
         self.orders.put_order(order)
         if A not in self.orders.progress:
             self.orders.put_progress(begin(order, "", ""))
+        if order.goal is Goal.STOP:
+            self.orders.put_progress(stop(self.orders.progress[A], 1_000))
         self.sessions.attach(A, self._link_path)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
@@ -199,7 +206,7 @@ async def test_a_stop_ends_what_would_run_on(make_hostd: MakeHostd) -> None:
     hostd = make_hostd()
     hostd.accept(make_order(("sleep",)))
     await hostd.until(lambda: hostd.phase() is Phase.RUNNING)
-    hostd.orders.put_order(make_order(("sleep",), goal=Goal.STOP))
+    hostd.accept(make_order(("sleep",), goal=Goal.STOP))
     await hostd.sessions.press_on(A)
     await hostd.until(hostd.has_artifact)
     (agent,) = hostd.orders.progress[A].agents
@@ -259,3 +266,110 @@ async def test_nothing_is_received_after_detach(make_hostd: MakeHostd) -> None:
     with pytest.raises(UnavailableError):
         await hostd.links.send(A, LinkMessage("stop"))
     assert received == []
+
+
+async def read_all(running: Exec) -> tuple[bytes, ExecEnded]:
+    """What a program says from its start to its end."""
+    assert await running.next() == ExecStarted()
+    output = b""
+    while not isinstance(event := await running.next(), ExecEnded):
+        assert isinstance(event, ExecOutput)
+        output += event.payload
+    return output, event
+
+
+async def run_agent(hostd: Hostd) -> None:
+    hostd.accept(make_order(("sleep",)))
+    await hostd.until(lambda: hostd.phase() is Phase.RUNNING)
+
+
+async def open_exec(hostd: Hostd, *command: str) -> Exec:
+    return await hostd.sessions.open_exec(A, Program(command, "/"))
+
+
+async def test_a_program_runs_beside_the_agents(make_hostd: MakeHostd) -> None:
+    """Its exit code comes back, and its agent runs on."""
+    hostd = make_hostd()
+    await run_agent(hostd)
+    assert await read_all(await open_exec(hostd, "exit", "3")) == (b"", ExecEnded(3, None, ""))
+    assert hostd.phase() is Phase.RUNNING
+
+
+async def test_input_comes_back_whole(make_hostd: MakeHostd) -> None:
+    """Every byte value, far past the window in both directions, and the host's marker among it."""
+    hostd, content = make_hostd(), MAGIC + MUCH
+    await run_agent(hostd)
+    running = await open_exec(hostd, "cat")
+
+    async def feed() -> None:
+        await running.write(content)
+        await running.end_input()
+
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as together:
+        together.create_task(feed())
+        reading = together.create_task(read_all(running))
+    assert reading.result() == (content, ExecEnded(0, None, ""))
+
+
+async def test_a_caller_that_reads_nothing_holds_up_nobody(make_hostd: MakeHostd) -> None:
+    """One program's output waits in its guest, past its window; another's passes it, and all of it comes once it is read."""
+    hostd = make_hostd()
+    await run_agent(hostd)
+    stuck = await open_exec(hostd, "yes", str(len(MUCH)))
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await read_all(await open_exec(hostd, "yes", str(len(MUCH)))))[0] == b"y" * len(MUCH)
+        assert (await read_all(stuck))[0] == b"y" * len(MUCH)
+
+
+async def test_a_signal_and_a_farewell_end_a_program(make_hostd: MakeHostd) -> None:
+    """A program ends by the signal that it is sent; one that its caller leaves is told so, and its place is free again."""
+    hostd = make_hostd()
+    await run_agent(hostd)
+    async with asyncio.timeout(PATIENCE_S):
+        running = await open_exec(hostd, "sleep")
+        await running.signal(2)
+        assert (await read_all(running))[1] == ExecEnded(None, 2, "")
+        crowd = [await open_exec(hostd, "sleep") for _ in range(EXECS_MAX)]
+        with pytest.raises(UnavailableError) as caught:
+            await open_exec(hostd, "exit", "0")
+        assert caught.value.code == "execs_exhausted"
+        for left in crowd:
+            hostd.sessions.abandon_exec(A, left)
+        # Each place is free as soon as the guest has said that its program has ended.
+        for _ in range(EXECS_MAX):
+            await open_when_there_is_room(hostd)
+
+
+async def open_when_there_is_room(hostd: Hostd) -> Exec:
+    while True:
+        with contextlib.suppress(UnavailableError):
+            return await open_exec(hostd, "sleep")
+        await asyncio.sleep(0)
+
+
+async def test_a_program_ends_with_its_session(make_hostd: MakeHostd, room: SimulatedHypervisor) -> None:
+    """A guest that is gone leaves no caller waiting."""
+    hostd = make_hostd()
+    await run_agent(hostd)
+    running = await open_exec(hostd, "sleep")
+    assert await running.next() == ExecStarted()
+    await hostd.links.send(A, LinkMessage("poweroff"))
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(UnavailableError) as caught:
+            await running.next()
+    assert caught.value.code == "guest_link_lost"
+
+
+async def test_no_program_outlives_the_agents(make_hostd: MakeHostd) -> None:
+    """Once the agents have ended the guest collects: a program that runs is cut off, and none begins."""
+    hostd = make_hostd()
+    await run_agent(hostd)
+    running = await open_exec(hostd, "sleep")
+    assert await running.next() == ExecStarted()
+    hostd.accept(make_order(("sleep",), goal=Goal.STOP))
+    await hostd.sessions.press_on(A)
+    await hostd.until(hostd.has_artifact)
+    for attempt in (running.next, lambda: open_exec(hostd, "exit", "0")):
+        with pytest.raises(ConflictError) as caught:
+            await attempt()
+        assert caught.value.code == "not_running"

@@ -44,7 +44,7 @@ def put_image(images_dir: Path) -> Digest:
         role: {"path": name, "digest": "sha256:" + hashlib.sha256(role.encode()).hexdigest()}
         for role, name in FILES.items()
     }
-    manifest = json.dumps({"link_version": 1, "cmdline": "quiet", "files": files}).encode()
+    manifest = json.dumps({"link_version": 2, "cmdline": "quiet", "files": files}).encode()
     digest = Digest("sha256:" + hashlib.sha256(manifest).hexdigest())
     folder = images_dir / digest.replace(":", "-")
     if not folder.exists():
@@ -130,6 +130,12 @@ class Hostd:
         """Time goes on, and hostd looks."""
         self.room.now_s += seconds
         self.reconciler.nudge()
+
+    async def listen_for(self, seconds: float) -> None:
+        """Time goes on in steps, and hostd looks at each: it was there all the time."""
+        for elapsed in range(0, int(seconds), 5):
+            self.pass_time(min(5, seconds - elapsed))
+            await self.until_pass()
 
     def accept(self, order: Assignment) -> None:
         self.reconciler.accept(order)

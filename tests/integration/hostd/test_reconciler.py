@@ -234,9 +234,11 @@ async def test_a_silent_guest_is_given_up(room: Room) -> None:
     async with Hostd(room).running() as hostd:
         hostd.accept(room.order("sleep"))
         await hostd.until_phase(Phase.RUNNING)
-        hostd.pass_time(SILENCE_S_MAX - 1)
-        await hostd.until_pass()
+        await hostd.listen_for(SILENCE_S_MAX - 1)
         assert hostd.status().phase is Phase.RUNNING
+        notice = hostd.reconciler.trouble(A)
+        assert notice is not None
+        assert (notice.code, "240 s" in notice.message) == ("guest_unresponsive", True)
         hostd.pass_time(2)
         status = await hostd.until_phase(Phase.FAILED)
         assert status.reason == GUEST_SILENT

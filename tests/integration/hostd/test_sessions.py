@@ -84,7 +84,7 @@ class Talk:
 
     async def greet(self, **changes: Any) -> None:
         await self.say("connected")
-        await self.say("hello", **{"version": 1, "configured": False, "agents": {}, **changes})
+        await self.say("hello", **{"version": 2, "configured": False, "agents": {}, **changes})
 
     async def run(self) -> None:
         """Until both agents run."""
@@ -138,10 +138,10 @@ LIES: list[tuple[str, dict[str, Any]]] = [
     ("truncated", {"agent": "three"}),
     ("truncated", {}),
     ("hello", {}),
-    ("hello", {"version": 1}),
-    ("hello", {"version": 1, "configured": True, "agents": []}),
-    ("hello", {"version": 1, "configured": True, "agents": {"one": 1}}),
-    ("hello", {"version": 1, "configured": True, "agents": {"three": {"state": "running"}}}),
+    ("hello", {"version": 2}),
+    ("hello", {"version": 2, "configured": True, "agents": []}),
+    ("hello", {"version": 2, "configured": True, "agents": {"one": 1}}),
+    ("hello", {"version": 2, "configured": True, "agents": {"three": {"state": "running"}}}),
     ("artifact", {"offset": 0, "size": 1, "digest": TAR_DIGEST, "changes": 0}),
 ]
 
@@ -271,7 +271,7 @@ async def test_a_guest_that_began_anew_unheard_is_not_configured_again(talk: Tal
     assert talk.failure() == "guest_restarted"
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, NESTED])
+@pytest.mark.parametrize("version", [0, 1, "2", None, NESTED])
 async def test_another_version_is_told(talk: Talk, version: Any) -> None:
     """A guest of another release fails with that reason, before it is told anything."""
     await talk.greet(version=version)

@@ -19,7 +19,7 @@ A = SandboxId("aaaaaaaaaaaa")
 PACE = Pace(marker_s=0.05, connect_s=0.01, send_s=0.3)
 # A test that waits for what never comes ends here.
 pytestmark = pytest.mark.timeout(60)
-HELLO = LinkMessage("hello", {"version": 1})
+HELLO = LinkMessage("hello", {"version": 2})
 
 
 class Peer:
@@ -168,6 +168,7 @@ async def test_a_new_session_follows_every_hang_up(peer: Peer, host: Host) -> No
         guest.write(encode_frame(LinkMessage("agent"))[:-1])
         await host.expect("connected", "hello")
         guest.hang_up()
+        await host.expect("disconnected")
 
 
 async def test_a_socket_that_comes_late_is_found(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ async def test_a_guest_that_breaks_the_protocol_is_given_up(peer: Peer, host: Ho
         guest = await peer.accept()
         await guest.answer(HELLO)
         guest.write(bytes(8))
-        await host.expect("connected", "hello")
+        await host.expect("connected", "hello", "disconnected")
     broken = await host.next()
     assert (broken.type, broken.fields["code"]) == ("broken", "guest_link_broken")
     with pytest.raises(UnavailableError):
@@ -208,7 +209,7 @@ async def test_nothing_is_sent_before_the_answer(peer: Peer, host: Host) -> None
 
 async def flood(host: Host) -> None:
     while True:
-        await host.links.send(A, LinkMessage("configure", {}, bytes(256 * 1024)))
+        await host.links.send(A, LinkMessage("configure", {}, bytes(128 * 1024)))
 
 
 async def test_a_guest_that_does_not_read_is_cut_off(peer: Peer, host: Host) -> None:
@@ -221,7 +222,7 @@ async def test_a_guest_that_does_not_read_is_cut_off(peer: Peer, host: Host) -> 
     assert caught.value.code == "link_down"
     again = await peer.accept()
     await again.answer(HELLO)
-    await host.expect("connected", "hello")
+    await host.expect("disconnected", "connected", "hello")
 
 
 async def test_the_next_message_waits_for_the_receiver(peer: Peer, tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ SCHEDULER = {
 }
 HOSTD = {
     "bedplate.sandbox.v1.OutputService/ReadOutput": "scheduler",
+    "bedplate.sandbox.v1.ExecService/Exec": "scheduler",
+    "bedplate.sandbox.v1.SecretService/SendSecrets": "scheduler",
     "bedplate.content.v1.ContentService/HasSource": "scheduler",
     "bedplate.content.v1.ContentService/UploadSource": "scheduler",
     "bedplate.content.v1.ContentService/FetchSource": "host, scheduler",

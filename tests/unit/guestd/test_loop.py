@@ -74,7 +74,7 @@ def test_a_marker_is_answered_with_hello(pair: Pair) -> None:
     """The first frame says who this is and that nothing is configured."""
     (hello,) = pair.begin()
     assert hello.type == "hello"
-    assert (hello.fields["version"], hello.fields["configured"], hello.fields["agents"]) == (1, False, {})
+    assert (hello.fields["version"], hello.fields["configured"], hello.fields["agents"]) == (2, False, {})
 
 
 def test_every_marker_begins_a_session(pair: Pair) -> None:

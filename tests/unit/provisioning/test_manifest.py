@@ -21,7 +21,7 @@ from provisioning.manifest import (
 MANIFEST = Manifest(
     name="base",
     architecture="x86_64",
-    link_version=1,
+    link_version=2,
     cmdline="console=ttyS0 quiet",
     files={role: ImageFile(f"{role}.img", "sha256:" + "ab" * 32, 7) for role in FILE_ROLES},
     packages=(("git", "1:2.47.3"), ("python3", "3.13.5")),
@@ -40,7 +40,7 @@ def test_every_field_changes_the_name() -> None:
     changed = [
         MANIFEST,
         replace(MANIFEST, cmdline="console=ttyS0"),
-        replace(MANIFEST, link_version=2),
+        replace(MANIFEST, link_version=3),
         replace(MANIFEST, packages=MANIFEST.packages[:1]),
         replace(MANIFEST, files={**MANIFEST.files, "root": ImageFile("root.img", "sha256:" + "cd" * 32, 7)}),
     ]
