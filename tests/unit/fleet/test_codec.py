@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import typing
 from enum import StrEnum
 from types import ModuleType
 
@@ -31,7 +32,11 @@ def defined_in(module: ModuleType, base: type | None = None) -> list[type]:
 
 
 KINDS = [kind for module in MODELS for kind in defined_in(module)]
-ENUMS = [kind for module in MODELS for kind in defined_in(module, StrEnum)]
+# Words that no field is typed with travel as text: a reader of another version may not know them.
+TYPED = {hint for kind in KINDS for hint in typing.get_type_hints(kind).values()}
+ENUMS = [
+    kind for module in MODELS for kind in defined_in(module, StrEnum) if any(kind.__name__ in str(one) for one in TYPED)
+]
 
 
 def message_fields(name: str) -> dict[str, FieldDescriptor]:
