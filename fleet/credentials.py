@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fleet.errors import BedplateError, HostFaultError
-from fleet.identity import KeyPair, TlsFiles, certificate_end, is_issued_by
+from fleet.identity import UNREADABLE, KeyPair, TlsFiles, certificate_end, is_issued_by
 
 # Files are looked at no more often: three calls of stat, so that a server under load does not make thousands.
 LOOK_S = 1.0
@@ -178,7 +178,7 @@ def _belong_together(ca: bytes, pair: KeyPair) -> bool:
         certificate = x509.load_pem_x509_certificate(pair.certificate)
         is_ours = key.public_key() == certificate.public_key()
         return is_ours and is_issued_by(certificate, x509.load_pem_x509_certificates(ca))
-    except (ValueError, TypeError):
+    except UNREADABLE:
         return False
 
 

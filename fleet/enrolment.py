@@ -15,13 +15,12 @@ import secrets
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fleet.errors import InvalidSpecError, NotPermittedError
-from fleet.identity import Identity, KeyPair, certify, identity_uri, key_to_pem
+from fleet.identity import UNREADABLE, Identity, KeyPair, certify, identity_uri, key_to_pem
 from fleet.model.ids import HostId
 
 # 256 random bits: nobody guesses them, however often they are asked.
@@ -111,7 +110,7 @@ def read_request(csr: bytes, identity: Identity) -> ec.EllipticCurvePublicKey:
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
         key = request.public_key()
         is_signed = request.is_signature_valid
-    except (ValueError, TypeError, x509.ExtensionNotFound, UnsupportedAlgorithm, InvalidSignature) as error:
+    except UNREADABLE as error:
         raise _invalid("it is no request in PEM form with one URI") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise _invalid("its key is not on the curve P-256")

@@ -30,6 +30,18 @@ SCHEDULER_SERVER_NAME = "scheduler.bedplate"
 ETCD_SERVER_NAME = "etcd.bedplate"
 ETCD_CLIENT_NAME = "etcd-client.bedplate"
 
+# All that `cryptography` raises for bytes that are no certificate, request or list: they have no common base.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
 CA_DAYS = 3650
 LEAF_DAYS = 365
 LEAF_LIFETIME = datetime.timedelta(days=LEAF_DAYS)
@@ -187,7 +199,7 @@ def parse_identity(certificate: bytes) -> Identity:
         names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
         return _parse_uri(uri)
-    except (ValueError, x509.ExtensionNotFound) as error:
+    except UNREADABLE as error:
         message = "the certificate carries no Bedplate identity"
         raise NotPermittedError("no_identity", message, "have one issued with `mb pki issue`") from error
 
@@ -197,7 +209,7 @@ def is_issued_by(certificate: x509.Certificate, authorities: Sequence[x509.Certi
     for authority in authorities:
         try:
             certificate.verify_directly_issued_by(authority)
-        except (ValueError, TypeError, InvalidSignature):
+        except UNREADABLE:
             continue
         return True
     return False
@@ -271,7 +283,7 @@ def _key_usage(*, is_authority: bool) -> x509.KeyUsage:
 def _read(field: str, path: Path, parse: Callable[[], T]) -> T:
     try:
         return parse()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise _unusable(field, f"{path} is damaged or not in PEM form") from error
 
 

@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet.errors import InvalidSpecError, NotPermittedError
-from fleet.identity import BACKDATE, CA_DAYS, Identity, KeyPair, Role, parse_identity
+from fleet.identity import BACKDATE, CA_DAYS, UNREADABLE, Identity, KeyPair, Role, parse_identity
 from fleet.model.ids import HostId
 
 # Ten thousand lost certificates are far past any fleet; a list of so many entries is 400 KB.
@@ -89,7 +88,7 @@ def read_list(content: bytes, ca: bytes) -> dict[int, datetime.datetime]:
         key = x509.load_pem_x509_certificate(ca).public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
         is_signed = found.is_signature_valid(key)
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except UNREADABLE as error:
         raise _invalid("it is no list in PEM form") from error
     if not is_signed:
         raise _invalid("another authority has signed it")

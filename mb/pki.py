@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 
 from fleet.credentials import CERTIFICATE_MODE, KEY_MODE, write_file
 from fleet.errors import ConflictError, HostFaultError, InvalidSpecError, NotFoundError, NotPermittedError
-from fleet.identity import KeyPair, parse_identity
+from fleet.identity import UNREADABLE, KeyPair, parse_identity
 from fleet.revocation import make_list, read_list
 
 AUTHORITY = "ca"
@@ -108,7 +108,7 @@ def describe_certificate(file: Path) -> dict[str, str | list[str]]:
         certificate = x509.load_pem_x509_certificate(content)
     except OSError as error:
         raise NotFoundError("certificate_missing", f"{file}: {error.strerror}", "name a .crt file") from error
-    except ValueError as error:
+    except UNREADABLE as error:
         raise InvalidSpecError("certificate_invalid", f"{file} is no PEM certificate", "name a .crt file") from error
     role, name = _identity(content)
     return {
