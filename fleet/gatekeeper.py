@@ -6,6 +6,7 @@ Also maps errors to gRPC statuses and logs one canonical line for each call.
 from __future__ import annotations  # grpc.aio classes are generic in their stubs only
 
 import asyncio
+import inspect
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -176,8 +177,13 @@ def _guard_unary(behaviour: Any, method: str, admitted: Any) -> Any:
 def _guard_stream(behaviour: Any, method: str, admitted: Any) -> Any:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         with _Outcome(method) as outcome, admitted(context, outcome):
-            async for response in behaviour(request, context):
-                yield response
+            answer = behaviour(request, context)
+            if inspect.isawaitable(answer):
+                # It writes its responses itself, as the health service's Watch does.
+                await answer
+            else:
+                async for response in answer:
+                    yield response
         if outcome.error is not None:
             await _abort(context, outcome.error)
 

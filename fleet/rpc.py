@@ -137,11 +137,13 @@ async def start_server(
     permissions: Permissions,
     register: Callable[[grpc.aio.Server], None],
     revocations: Revocations | None = None,
+    *,
+    servicer: health.aio.HealthServicer | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Serves what `register` adds, to the roles that `permissions` lists for each method; what is not listed, to nobody.
 
     Calls under a certificate in `revocations` are refused, and those under way are ended when it comes in. Health and reflection
-    come with it, for every role.
+    come with it, for every role; who gives a `servicer` says when what it serves is well.
 
     Returns the server and its port. Raises UnavailableError `address_in_use` when it cannot listen on `address`.
     """
@@ -149,7 +151,7 @@ async def start_server(
         interceptors=[Gatekeeper(permissions, revocations=revocations)], options=_server_options(REQUEST_BYTES_MAX)
     )
     register(server)
-    servicer = health.aio.HealthServicer()
+    servicer = servicer or health.aio.HealthServicer()
     services = sorted({method.split("/")[0] for method in permissions})
     for name in (*services, health.OVERALL_HEALTH):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import structlog
+from grpc_health.v1 import health as health_service
 
 from bedplate.content.v1 import content_pb2_grpc
 from bedplate.host.v1 import enrolment_pb2_grpc as enrolment_grpc
@@ -37,7 +38,9 @@ from scheduler.api.enrolment import EnrolmentService, JoinService
 from scheduler.api.events import EventService
 from scheduler.api.execs import ExecService
 from scheduler.api.failures import FailureLimit
+from scheduler.api.health import HealthReport
 from scheduler.api.hosts import HostService
+from scheduler.api.limits import WriteLimit
 from scheduler.api.output import OutputService
 from scheduler.api.permissions import BY_TOKEN, PERMISSIONS
 from scheduler.api.revocation import Revoker
@@ -114,28 +117,30 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     election = Election(store, LEADER, config.name, LEADER_TTL_S, time.monotonic)
     cycle = Cycle(store, state, election.fence, _now_ms)
 
+    writes, health = WriteLimit(time.monotonic), health_service.aio.HealthServicer()
+    report = HealthReport(state, health, sorted({method.split("/")[0] for method in PERMISSIONS}))
     revocations = Revocations()
     issuer = Issuer(config.enrolment, config.tls, _now) if config.enrolment else None
     enrolment = EnrolmentService(store, Revoker(store, state, _now_ms), config.tls, issuer, _now_ms)
 
     def register(server: grpc.aio.Server) -> None:
-        sandbox_grpc.add_SandboxServiceServicer_to_server(SandboxService(store, state, _now_ms), server)
+        sandbox_grpc.add_SandboxServiceServicer_to_server(SandboxService(store, state, _now_ms, writes), server)
         sandbox_grpc.add_OutputServiceServicer_to_server(OutputService(state, channels), server)
         sandbox_grpc.add_ExecServiceServicer_to_server(ExecService(state, channels), server)
-        sandbox_grpc.add_SecretServiceServicer_to_server(SecretService(state, channels), server)
+        sandbox_grpc.add_SecretServiceServicer_to_server(SecretService(state, channels, writes), server)
         sandbox_grpc.add_UsageServiceServicer_to_server(UsageService(state, channels), server)
         event_pb2_grpc.add_EventServiceServicer_to_server(EventService(store, state, channels), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
         host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)
         enrolment_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)
 
-    server, port = await start_server(config.listen, config.tls, PERMISSIONS, register, revocations)
+    server, port = await start_server(config.listen, config.tls, PERMISSIONS, register, revocations, servicer=health)
     log.info("scheduler.started", address=f"{config.listen.rpartition(':')[0]}:{port}", name=config.name)
     joining = None
     try:
         joining = await _start_joining(config, store, issuer)
         async with asyncio.TaskGroup() as parts:
-            running = [parts.create_task(part.run()) for part in (mirror, election, cycle)]
+            running = [parts.create_task(part.run()) for part in (mirror, election, cycle, report)]
             running.append(parts.create_task(follow_revocations(store, revocations)))
             await stop.wait()
             if joining is not None:

@@ -72,8 +72,13 @@ class FleetState:
             )
         return self.snapshot()
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the store is followed now."""
+        return self._mirror.is_fresh
+
     def changed(self) -> asyncio.Event:
-        """The event of the next change: take it, look, then wait for it."""
+        """The event of the next change, also of `is_fresh`: take it, look, then wait for it."""
         return self._mirror.changed()
 
     async def seen(self, revision: int) -> Snapshot:

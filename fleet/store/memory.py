@@ -43,7 +43,17 @@ class MemoryStore:
         self._leases: dict[int, _Lease] = {}
         self._last_lease = 0
         self._changed = asyncio.Event()
-        self.is_reachable = True
+        self._is_reachable = True
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether calls are answered; set to False, open watches break as well."""
+        return self._is_reachable
+
+    @is_reachable.setter
+    def is_reachable(self, value: bool) -> None:
+        self._is_reachable = value
+        self._wake()
 
     async def get(self, key: str) -> KeyValue | None:
         """The key now, or None."""
@@ -110,7 +120,7 @@ class MemoryStore:
             self._end_lease(lease_id)
 
     def _enter(self) -> None:
-        if not self.is_reachable:
+        if not self._is_reachable:
             raise StoreUnavailableError("store_unavailable", "the store is away", "try again")
         self.expire_leases()
 

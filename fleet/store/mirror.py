@@ -47,7 +47,7 @@ class Mirror:
         self._listeners.append(listener)
 
     def changed(self) -> asyncio.Event:
-        """The event of the next change: take it, look, then wait for it."""
+        """The event of the next change, also of `is_fresh`: take it, look, then wait for it."""
         return self._changed
 
     async def wait_for(self, revision: int, timeout_s: float) -> None:
@@ -73,7 +73,9 @@ class Mirror:
             except CompactedError:
                 log.info("watch.compacted", prefix=self._prefix, revision=self.revision)
             except StoreUnavailableError as error:
-                self.is_fresh = False
+                if self.is_fresh:
+                    self.is_fresh = False
+                    self._wake()
                 log.warning("store.unreached", prefix=self._prefix, error=error.message)
                 await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
                 failures += 1
@@ -105,10 +107,13 @@ class Mirror:
     def _advance(self, revision: int, *, is_news: bool) -> None:
         self.revision = max(self.revision, revision)
         if is_news:
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._wake()
             for listener in self._listeners:
                 listener()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 async def _whole(batches: AsyncIterator[Sequence[WatchEvent]]) -> AsyncIterator[Sequence[WatchEvent]]:

@@ -18,6 +18,7 @@ from scheduler import events
 from scheduler.api import wishes
 from scheduler.api.access import find_sandbox, tenant_of
 from scheduler.api.admission import RECORDS_MAX, check_id, check_spec, explain_conflict, id_reused
+from scheduler.api.limits import WriteLimit
 from scheduler.api.relay import Slots
 from scheduler.api.view import brief, view, view_removed, views_of
 from scheduler.api.wishes import Wish
@@ -48,7 +49,8 @@ def _check_size(spec: Any) -> None:
 class SandboxService(service_pb2_grpc.SandboxServiceServicer):
     """Create, get, list, watch, stop, start and destroy sandboxes."""
 
-    def __init__(self, store: Store, state: FleetState, now_ms: Callable[[], int]) -> None:
+    def __init__(self, store: Store, state: FleetState, now_ms: Callable[[], int], writes: WriteLimit) -> None:
+        self._writes = writes
         self._store = store
         self._state = state
         self._now_ms = now_ms
@@ -56,6 +58,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
 
     async def CreateSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802 (the stub's names)
         """Writes the wish if its id is new; the same wish again gives the same sandbox, whatever has become of it."""
+        self._writes.take(context)
         tenant = tenant_of(caller_of(context), request.tenant)
         sandbox_id = check_id(request.sandbox_id)
         _check_size(request.spec)
@@ -145,6 +148,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
         )
 
     async def _change(self, request: Any, context: Any, wish: Wish, cause: str) -> Sandbox:
+        self._writes.take(context)
         record = find_sandbox(self._state.fresh(), caller_of(context), request.sandbox, request.tenant)
         key = record_key(record.tenant, record.sandbox_id)
         for _ in range(ATTEMPTS_MAX):

@@ -12,6 +12,7 @@ from fleet.model.sandbox import SandboxSpec
 from scheduler.api.access import find_sandbox
 from scheduler.api.channels import HostChannels
 from scheduler.api.execs import host_of
+from scheduler.api.limits import WriteLimit
 from scheduler.api.relay import CALL_S, calling, on_behalf_of
 from scheduler.state import FleetState
 
@@ -25,12 +26,14 @@ QUOTED_CHARS_MAX = 80
 class SecretService(service_pb2_grpc.SecretServiceServicer):
     """Relays values for the names that a spec lists."""
 
-    def __init__(self, state: FleetState, channels: HostChannels) -> None:
+    def __init__(self, state: FleetState, channels: HostChannels, writes: WriteLimit) -> None:
+        self._writes = writes
         self._state = state
         self._channels = channels
 
     async def SendSecrets(self, request: Any, context: Any) -> Any:  # noqa: N802 (the stub's name)
         """Answers once the host has the values; sent again, they replace those it has not passed on yet."""
+        self._writes.take(context)
         caller, snapshot = caller_of(context), self._state.fresh()
         record = find_sandbox(snapshot, caller, request.sandbox, request.tenant)
         check_values(record.spec, [(secret.name, len(secret.value)) for secret in request.secrets])

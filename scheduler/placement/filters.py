@@ -1,7 +1,8 @@
 """Which hosts can carry a sandbox, and if none can, why: each host is counted under the first filter that excludes it. PURE.
 
 The order is part of the promise: readable, alive, cordoned, labels, network_mode, image, sandboxes, vcpu, memory, disk. What an
-operator must change comes before what only time frees.
+operator must change comes before what only time frees. Where no registered host passes one of labels, network_mode, image, vcpu,
+memory or disk even when it is empty, alive and open, waiting does not help: the refusal says that alone, under a code of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from fleet.model.sandbox import ImageRef, SandboxSpec
 NO_HOSTS = RefusalReason("no_hosts", 0, "no host is registered")
 # An image that is asked for by its digest alone.
 ANY_NAME = ""
+# A message for people: whoever has more images than these looks them up.
+IMAGES_NAMED_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +31,21 @@ class Candidate:
     is_cordoned: bool = False
 
 
+Explain = Callable[[SandboxSpec, Sequence[Candidate]], str]
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One condition: a code, whether a host meets it, and the sentence for the hosts that do not."""
+    """One condition: a code, whether a host meets it, and the sentence for the hosts that do not.
+
+    `hopeless_code` and `despair` are for a fleet in which no host can meet it, whatever else leaves.
+    """
 
     code: str
     passes: Callable[[SandboxSpec, Candidate], bool]
-    explain: Callable[[SandboxSpec, Sequence[Candidate]], str]
+    explain: Explain
+    hopeless_code: str = ""
+    despair: Explain | None = None
 
 
 def first_excluding(spec: SandboxSpec, candidate: Candidate) -> Filter | None:
@@ -43,7 +54,10 @@ def first_excluding(spec: SandboxSpec, candidate: Candidate) -> Filter | None:
 
 
 def refuse(sandbox_id: SandboxId, spec: SandboxSpec, candidates: Sequence[Candidate], now_ms: int) -> Refusal:
-    """Why none of `candidates` can carry `spec`, as counts in the order of FILTERS."""
+    """Why none of `candidates` can carry `spec`, as counts in the order of FILTERS; one reason for all where it is hopeless."""
+    hopeless = _hopeless(spec, candidates)
+    if hopeless is not None:
+        return Refusal(sandbox_id, len(candidates), (hopeless,), now_ms)
     excluded: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         filter_ = first_excluding(spec, candidate)
@@ -55,6 +69,14 @@ def refuse(sandbox_id: SandboxId, spec: SandboxSpec, candidates: Sequence[Candid
         if one.code in excluded
     )
     return Refusal(sandbox_id, len(candidates), reasons or (NO_HOSTS,), now_ms)
+
+
+def _hopeless(spec: SandboxSpec, candidates: Sequence[Candidate]) -> RefusalReason | None:
+    empty = [Candidate(one.record, one.record.capacity) for one in candidates]
+    for one in FILTERS:
+        if one.despair is not None and empty and not any(one.passes(spec, candidate) for candidate in empty):
+            return RefusalReason(one.hopeless_code, len(empty), one.despair(spec, empty))
+    return None
 
 
 def resolve_image(image: ImageRef, record: HostRecord) -> Digest:
@@ -72,27 +94,53 @@ def _has_labels(spec: SandboxSpec, candidate: Candidate) -> bool:
     return set(spec.require_labels) <= set(candidate.record.labels)
 
 
+def _wanted_labels(spec: SandboxSpec) -> str:
+    return ", ".join(f"{label.name}={label.value}" for label in spec.require_labels)
+
+
 def _explain_labels(spec: SandboxSpec, _excluded: Sequence[Candidate]) -> str:
-    wanted = ", ".join(f"{label.name}={label.value}" for label in spec.require_labels)
-    return f"the labels {wanted} are not all there"
+    return f"the labels {_wanted_labels(spec)} are not all there"
 
 
 def _explain_image(spec: SandboxSpec, _excluded: Sequence[Candidate]) -> str:
+    return f"{_wanted_image(spec)} is not held"
+
+
+def _despair_image(spec: SandboxSpec, empty: Sequence[Candidate]) -> str:
+    if spec.image.name == ANY_NAME:
+        return f"its host does not hold {_wanted_image(spec)} any more, on which its disk lies"
+    known = sorted({image.name for one in empty for image in one.record.images})
+    more = ", …" if len(known) > IMAGES_NAMED_MAX else ""
+    return f"no host has {_wanted_image(spec)}; known: {', '.join(known[:IMAGES_NAMED_MAX]) or 'none'}{more}"
+
+
+def _wanted_image(spec: SandboxSpec) -> str:
     named = f" {spec.image.name}" if spec.image.name else ""
     pinned = f" with digest {spec.image.digest}" if spec.image.digest else ""
-    return f"image{named}{pinned} is not held"
+    return f"image{named}{pinned}"
 
 
-def _explain_amount(
-    unit: str, need: Callable[[SandboxSpec, HostRecord], int], free: Callable[[Capacity], int]
-) -> Callable[[SandboxSpec, Sequence[Candidate]], str]:
+Amount = Callable[[SandboxSpec, HostRecord], int]
+
+
+def _explain_amount(unit: str, need: Amount, free: Callable[[Capacity], int], sentence: str) -> Explain:
     def explain(spec: SandboxSpec, excluded: Sequence[Candidate]) -> str:
         # The host that lacks least: its need, which depends on its accelerator, and what is left of it.
         pairs = [(need(spec, one.record), max(0, free(one.free))) for one in excluded]
         needed, left = min(pairs, key=lambda pair: (pair[0] - pair[1], pair))
-        return f"needs {needed} {unit}, at most {left} are free"
+        return sentence.format(needed=needed, left=left, unit=unit)
 
     return explain
+
+
+def _amount(code: str, unit: str, need: Amount, free: Callable[[Capacity], int]) -> Filter:
+    return Filter(
+        code,
+        lambda spec, candidate: free(candidate.free) >= need(spec, candidate.record),
+        _explain_amount(unit, need, free, "needs {needed} {unit}, at most {left} are free"),
+        f"{code}_too_large",
+        _explain_amount(unit, need, free, "needs {needed} {unit}, no host has more than {left}"),
+    )
 
 
 FILTERS = (
@@ -103,35 +151,33 @@ FILTERS = (
     ),
     Filter("alive", lambda _spec, candidate: candidate.is_alive, lambda _spec, _excluded: "not alive"),
     Filter("cordoned", lambda _spec, candidate: not candidate.is_cordoned, lambda _spec, _excluded: "cordoned"),
-    Filter("labels", _has_labels, _explain_labels),
+    Filter(
+        "labels",
+        _has_labels,
+        _explain_labels,
+        "labels_unknown",
+        lambda spec, _empty: f"no host has the labels {_wanted_labels(spec)}",
+    ),
     Filter(
         "network_mode",
         lambda spec, candidate: spec.network.mode in candidate.record.network_modes,
         lambda spec, _excluded: f"network mode {spec.network.mode} is not offered",
+        "network_mode_unknown",
+        lambda spec, _empty: f"no host offers network mode {spec.network.mode}",
     ),
     Filter(
         "image",
         lambda spec, candidate: resolve_image(spec.image, candidate.record) != NO_DIGEST,
         _explain_image,
+        "image_unknown",
+        _despair_image,
     ),
     Filter(
         "sandboxes",
         lambda _spec, candidate: candidate.free.sandboxes >= 1,
         lambda _spec, _excluded: "carries as many sandboxes as it may",
     ),
-    Filter(
-        "vcpu",
-        lambda spec, candidate: candidate.free.vcpus >= spec.resources.vcpus,
-        _explain_amount("vCPUs", lambda spec, _record: spec.resources.vcpus, lambda free: free.vcpus),
-    ),
-    Filter(
-        "memory",
-        lambda spec, candidate: candidate.free.memory_mib >= memory_need_mib(spec, candidate.record),
-        _explain_amount("MiB of memory", memory_need_mib, lambda free: free.memory_mib),
-    ),
-    Filter(
-        "disk",
-        lambda spec, candidate: candidate.free.disk_mib >= spec.resources.disk_mib,
-        _explain_amount("MiB of disk", lambda spec, _record: spec.resources.disk_mib, lambda free: free.disk_mib),
-    ),
+    _amount("vcpu", "vCPUs", lambda spec, _record: spec.resources.vcpus, lambda free: free.vcpus),
+    _amount("memory", "MiB of memory", memory_need_mib, lambda free: free.memory_mib),
+    _amount("disk", "MiB of disk", lambda spec, _record: spec.resources.disk_mib, lambda free: free.disk_mib),
 )

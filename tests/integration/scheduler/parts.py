@@ -171,6 +171,7 @@ class ObedientHost:
         self.changes = Changes()
         self.mirror = Mirror(store, host_assignments(host_id))
         self.output_calls = 0
+        self.output_requests: list[Any] = []
         self.address = ""
         self._left_behind: list[grpc.aio.Server] = []
 
@@ -296,6 +297,7 @@ class _CountedOutput(OutputService):
 
     async def ReadOutput(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 (the stub's name)
         self._owner.output_calls += 1
+        self._owner.output_requests.append(request)
         try:
             async for chunk in super().ReadOutput(request, context):
                 yield chunk

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bedplate.content.v1 import content_pb2
 from bedplate.host.v1 import service_pb2 as host_pb2
@@ -288,3 +289,26 @@ async def test_a_large_listing_is_brief(demo: Client) -> None:
     assert listed.ByteSize() < 6_000
     shown = await demo.sandboxes.GetSandbox(named("box-2"))
     assert len(shown.spec.agents[0].command[0]) == 6_000
+
+
+async def test_a_caller_that_changes_without_end_is_slowed(demo: Client, other: Client) -> None:
+    """Past its burst a caller is told to wait, and another is served as before."""
+    errors = await asyncio.gather(*(refusal_of(demo.sandboxes.StopSandbox(named(ID))) for _ in range(700)))
+    assert {error.code for error in errors} == {"sandbox_unknown", "calls_exhausted"}
+    assert (await refusal_of(other.sandboxes.StopSandbox(named(ID)))).code == "sandbox_unknown"
+
+
+async def test_health_follows_the_store(memory: MemoryStore, pki: Path) -> None:
+    """While the store is away the scheduler says that it serves nothing, to whoever watches; and that it does when it is back."""
+    async with Fleet(memory, pki).running() as fleet:
+        await fleet.answers()
+        stub = health_pb2_grpc.HealthStub(fleet.client(Role.OPERATOR, "operator").channel)
+        for service in ("", "bedplate.sandbox.v1.SandboxService"):
+            watch = stub.Watch(health_pb2.HealthCheckRequest(service=service))
+            async with asyncio.timeout(HANG_S):
+                assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+                memory.is_reachable = False
+                assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+                memory.is_reachable = True
+                assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            watch.cancel()

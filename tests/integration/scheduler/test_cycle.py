@@ -118,7 +118,7 @@ async def test_a_refusal_is_written_once(store: Store, decider: Decider) -> None
     await look(decider, await put_all(store, host_puts(host(images=()))))
     second = await store.get(refusal_key(record().sandbox_id))
     assert second is not None
-    assert [reason.code for reason in decode(Refusal, second.value).reasons] == ["image"]
+    assert [reason.code for reason in decode(Refusal, second.value).reasons] == ["image_unknown"]
     await look(decider, await put_all(store, host_puts(host())))
     assert await store.get(refusal_key(record().sandbox_id)) is None
     assert [one.sandbox_id for one in await assignments_in(store)] == [record().sandbox_id]

@@ -328,3 +328,33 @@ def test_the_roomiest_live_host_takes_a_source() -> None:
     assert choose_holder(snapshot(hosts=[big, small, dead], alive=alive, sources=held), DEMO, SOURCE) == "small"
     with pytest.raises(UnavailableError, match="no host is alive"):
         choose_holder(snapshot(hosts=[dead], alive=frozenset()), DEMO, SOURCE)
+
+
+async def test_where_to_begin_counts_once(demo: Client, local: ObedientHost) -> None:
+    """Since and tail reach the host as they were asked; once something came, a host that has restarted is read on by offset."""
+    await run_one(demo, local)
+    await local.start(ID)
+    await local.print(ID, b"one\ntwo\nthree\n")
+    wanted = service_pb2.ReadOutputRequest(sandbox=ID, follow=True, since_ms=5, tail_lines=2)
+    follow = demo.output.ReadOutput(wanted)
+    async with asyncio.timeout(HANG_S):
+        first = await follow.read()
+        while not first.payload:
+            first = await follow.read()
+        await local.restart()
+        await fleet_moved(local, 2)
+        await local.print(ID, b"four\n")
+        rest = await follow.read()
+        while not rest.payload:
+            rest = await follow.read()
+    asked = [(one.offset, one.since_ms, one.tail_lines) for one in local.output_requests]
+    assert asked[0] == (0, 5, 2)
+    assert asked[-1] == (first.offset + len(first.payload), 0, 0)
+    assert (rest.offset, rest.payload) == (first.offset + len(first.payload), b"four\n")
+    follow.cancel()
+
+
+async def fleet_moved(local: ObedientHost, calls: int) -> None:
+    """Returns when the host has been asked for output so many times."""
+    while len(local.output_requests) < calls:  # noqa: ASYNC110 (a call at the far side is no event here)
+        await asyncio.sleep(0.02)

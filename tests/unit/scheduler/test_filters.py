@@ -8,7 +8,7 @@ import pytest
 from fleet.model.assignment import RefusalReason
 from fleet.model.host import Accelerator, Capacity, HostImage
 from fleet.model.ids import NO_DIGEST, Digest
-from fleet.model.sandbox import ImageRef, Label, NetworkMode, Resources
+from fleet.model.sandbox import ImageRef, Label, Network, NetworkMode, Resources, SandboxSpec
 from scheduler.placement.filters import FILTERS, NO_HOSTS, Candidate, first_excluding, refuse, resolve_image
 from tests.unit.scheduler.build import BASE, NOW_MS, ROOMY, host, sandbox_id, spec
 
@@ -19,6 +19,17 @@ GOLD = Label("disk", "nvme")
 def candidate(**changes: Any) -> Candidate:
     return replace(Candidate(host(), ROOMY), **changes)
 
+
+ABLE = candidate(
+    is_alive=False,
+    record=host(
+        "able",
+        labels=(GOLD,),
+        images=tuple(
+            HostImage(name, digest) for name in ("base:latest", "gone:latest") for digest in (BASE, OTHER_DIGEST)
+        ),
+    ),
+)
 
 EXCLUDED = [
     ("readable", spec(), candidate(is_readable=False), "carries an order that this scheduler's version cannot read"),
@@ -62,8 +73,55 @@ def test_a_filter_excludes_and_explains(code: str, wanted: Any, excluded: Candid
     filter_ = first_excluding(wanted, excluded)
     assert filter_ is not None
     assert filter_.code == code
-    refusal = refuse(sandbox_id(0), wanted, [excluded], NOW_MS)
-    assert refusal.reasons == (RefusalReason(code, 1, message),)
+    # Beside one that could carry all of these if it were alive: waiting for that one is not in vain.
+    refusal = refuse(sandbox_id(0), wanted, [excluded, ABLE], NOW_MS)
+    own = RefusalReason(code, 1, message)
+    away = RefusalReason("alive", 1, "not alive")
+    assert set(refusal.reasons) == ({own, away} if code != "alive" else {replace(own, hosts=2)})
+
+
+HOPELESS = [
+    ("labels_unknown", spec(require_labels=(GOLD,)), "no host has the labels disk=nvme"),
+    ("network_mode_unknown", spec(network=Network(NetworkMode.BRIDGED)), "no host offers network mode bridged"),
+    ("image_unknown", spec(image=ImageRef("gone:1")), "no host has image gone:1; known: base:latest, node:22"),
+    (
+        "image_unknown",
+        spec(image=ImageRef("node:22", BASE)),
+        f"no host has image node:22 with digest {BASE}; known: base:latest, node:22",
+    ),
+    (
+        "vcpu_too_large",
+        spec(resources=Resources(vcpus=9, memory_mib=512, disk_mib=1024)),
+        "needs 9 vCPUs, no host has more than 8",
+    ),
+    (
+        "memory_too_large",
+        spec(resources=Resources(vcpus=1, memory_mib=8192, disk_mib=1024)),
+        "needs 8392 MiB of memory, no host has more than 8192",
+    ),
+    (
+        "disk_too_large",
+        spec(resources=Resources(vcpus=1, memory_mib=512, disk_mib=8193)),
+        "needs 8193 MiB of disk, no host has more than 8192",
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "wanted", "message"), HOPELESS, ids=[case[0] for case in HOPELESS])
+def test_what_no_host_can_ever_carry_is_told_as_such(code: str, wanted: SandboxSpec, message: str) -> None:
+    """One reason for all hosts, whether they are dead, full or cordoned now: waiting for any of that to pass is in vain."""
+    other = host("two", images=(HostImage("node:22", OTHER_DIGEST),))
+    full = candidate(free=Capacity(0, 0, 0, 0))
+    fleet = [full, candidate(is_alive=False), Candidate(other, ROOMY, is_cordoned=True)]
+    assert refuse(sandbox_id(0), wanted, fleet, NOW_MS).reasons == (RefusalReason(code, 3, message),)
+
+
+def test_one_host_that_could_is_hope() -> None:
+    """As long as one host could carry it when empty, the reasons are counted as ever."""
+    full = candidate(free=Capacity(0, 0, 0, 0))
+    without = candidate(record=host("two", images=()))
+    reasons = refuse(sandbox_id(0), spec(), [full, without], NOW_MS).reasons
+    assert [reason.code for reason in reasons] == ["image", "sandboxes"]
 
 
 def test_what_fits_exactly_passes() -> None:

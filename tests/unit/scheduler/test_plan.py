@@ -140,10 +140,10 @@ MOVED_TAG = (HostImage("base:latest", Digest("sha256:" + "c" * 64)), HostImage("
 @pytest.mark.parametrize(
     ("changes", "parts", "code"),
     [
-        ({"capacity": replace(ROOMY, vcpus=0)}, {}, "vcpu"),
-        ({"capacity": replace(ROOMY, memory_mib=711)}, {}, "memory"),
+        ({"capacity": replace(ROOMY, vcpus=0)}, {}, "vcpu_too_large"),
+        ({"capacity": replace(ROOMY, memory_mib=711)}, {}, "memory_too_large"),
         ({}, {"alive": frozenset([HostId("roomy")])}, "alive"),
-        ({"images": ()}, {}, "image"),
+        ({"images": ()}, {}, "image_unknown"),
         ({"images": MOVED_TAG}, {}, ""),
         ({}, {"hosts": [host("roomy")]}, "host_unknown"),
     ],

@@ -1,0 +1,42 @@
+"""How fast one caller may change things: so much at once, then so much a second. Nobody's loop starves the others' calls."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fleet.errors import UnavailableError
+from fleet.gatekeeper import caller_of
+from fleet.identity import Identity
+
+# A caller may create all the sandboxes that a tenant may have in twenty seconds, the first 500 of them at once. A store takes some
+# thousand guarded transactions a second.
+WRITES_AT_ONCE = 500.0
+WRITES_PER_S = 50.0
+# Callers that are remembered; past it those go that have been still for long, and forgetting these changes nothing.
+CALLERS_MAX = 1000
+
+
+class WriteLimit:
+    """A bucket of tokens for each caller."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._left: dict[Identity, tuple[float, float]] = {}
+
+    def take(self, context: Any) -> None:
+        """Counts one change; raises UnavailableError `calls_exhausted` for one too many."""
+        self.take_for(caller_of(context))
+
+    def take_for(self, caller: Identity) -> None:
+        """The same for a caller that is known."""
+        now_s = self._clock()
+        left = self._refilled(caller, now_s)
+        if left < 1.0:
+            message = f"{caller.role} {caller.name} changes more than {WRITES_PER_S:.0f} sandboxes a second"
+            raise UnavailableError("calls_exhausted", message, "wait a moment, then try again")
+        if len(self._left) >= CALLERS_MAX:
+            self._left = {one: kept for one, kept in self._left.items() if self._refilled(one, now_s) < WRITES_AT_ONCE}
+        self._left[caller] = (left - 1.0, now_s)
+
+    def _refilled(self, caller: Identity, now_s: float) -> float:
+        left, since_s = self._left.get(caller, (WRITES_AT_ONCE, now_s))
+        return min(WRITES_AT_ONCE, left + (now_s - since_s) * WRITES_PER_S)
