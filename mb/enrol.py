@@ -32,8 +32,9 @@ from fleet.rpc import channel_options, translated
 
 HANDSHAKE_S = 10.0
 CALL_TIMEOUT_S = 15.0
-# The answer may be lost on its way: the same request gets the same certificate.
-ATTEMPTS_MAX = 3
+# The answer may be lost on its way, in a scheduler that is started again: the same request gets the same certificate.
+ATTEMPTS_MAX = 10
+PAUSE_S = 2.0
 TOKEN_BYTES_MAX = 1024
 CHAIN_MAX = 8
 
@@ -138,6 +139,7 @@ async def _ask(token: JoinToken, csr: bytes, ca: bytes, address: str) -> Any:
             except UnavailableError as error:
                 if attempt == ATTEMPTS_MAX or error.code not in ("unreachable", "deadline_exceeded"):
                     raise
+            await asyncio.sleep(PAUSE_S)
     raise AssertionError("unreachable")
 
 

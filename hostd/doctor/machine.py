@@ -89,6 +89,9 @@ def _check_kernel() -> Finding:
 
 
 def _check_features() -> Iterator[Finding]:
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        yield warn("network", "not tried: unshare or ip is missing", "apt-get install util-linux iproute2")
+        return
     namespace = run("unshare", "--net", "true")
     if namespace.code != 0:
         yield fail(

@@ -17,7 +17,7 @@ from mb.commands.options import examples
 def command(config: Path, *, as_json: bool) -> None:
     """On a host, as root: check everything that hostd needs, and say the next step for what is not right.
 
-    Exits with 0 when nothing fails, with 1 when something does. Warnings do not count. It changes nothing.
+    Exits with 0 when nothing fails, with 1 when something does. Warnings do not count.
     """
     arguments = [sys.executable, "-m", "hostd.doctor", "--config", str(config), *(["--json"] if as_json else [])]
     sys.stdout.flush()

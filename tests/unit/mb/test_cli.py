@@ -1,5 +1,6 @@
 """The command line: what it prints where, what it exits with, and what it does not import."""
 
+import datetime
 import json
 import os
 import stat
@@ -280,3 +281,37 @@ def test_the_example_agent_repairs_its_project(tmp_path: Path) -> None:
     done = subprocess.run(agent, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert (tmp_path / "basket.py").read_text() == "def total(prices):\n    return 7\n"
+
+
+def test_a_certificate_lives_as_long_as_was_said(tmp_path: Path) -> None:
+    """`--days`, within ten years; without it a year."""
+    assert run("pki", "init", tmp_path).exit_code == 0
+    for days, name in ((1, "short"), (365, "usual")):
+        option = ("--days", str(days)) if days == 1 else ()
+        assert run("pki", "issue", tmp_path, "--role", "tenant", name, *option).exit_code == 0
+        shown = json.loads(run("pki", "show", tmp_path / f"{name}.crt", "--json").stdout)
+        begins, ends = (datetime.datetime.fromisoformat(shown[key]) for key in ("from", "until"))
+        assert (ends - begins).days == days
+    assert run("pki", "issue", tmp_path, "--role", "tenant", "odd", "--days", "0").exit_code == Exit.INVALID
+    assert run("pki", "issue", tmp_path, "--role", "tenant", "odd", "--days", "3651").exit_code == Exit.INVALID
+
+
+def test_certificates_are_withdrawn_offline(tmp_path: Path) -> None:
+    """By name or serial into one signed list, each once; what is neither is told, and a damaged list is not built upon."""
+    assert run("pki", "init", tmp_path).exit_code == 0
+    assert run("pki", "issue", tmp_path, "--role", "tenant", "lab").exit_code == 0
+    serial = json.loads(run("pki", "show", tmp_path / "lab.crt", "--json").stdout)["serial"]
+    for arguments, entries in (
+        (("lab",), 1),
+        (("--serial", serial.upper()), 1),
+        (("--serial", "3fa9"), 2),
+    ):
+        done = json.loads(run("pki", "revoke", tmp_path, *arguments, "--json").stdout)
+        assert done["entries"] == entries
+    for arguments, code in (((), Exit.INVALID), (("lab", "--serial", "1"), Exit.INVALID), (("gone",), Exit.ERROR)):
+        assert run("pki", "revoke", tmp_path, *arguments).exit_code == code
+    assert run("pki", "revoke", tmp_path, "--serial", "xyz").exit_code == Exit.INVALID
+    assert run("pki", "revoke", tmp_path, "ca").exit_code == Exit.INVALID
+    (tmp_path / "ca.crl").write_text("noise")
+    assert run("pki", "revoke", tmp_path, "lab").exit_code == Exit.INVALID
+    assert (tmp_path / "ca.crl").read_text() == "noise"
