@@ -16,6 +16,7 @@ from fleet.errors import ConflictError, HostFaultError, UnavailableError
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
 from fleet.model.sandbox import ENDED_AGENT_PHASES, Goal, Reason, StageName
+from hostd.allowance import Allowance
 from hostd.drivers.ports import GuestLinks, LinkMessage
 from hostd.orders import Orders
 from hostd.reconcile.book import Book
@@ -48,6 +49,9 @@ GUEST_RESTARTED = Reason(
 # The kernel's boot id is a UUID of 36 characters; whatever a hostile guest says instead is cut.
 BOOT_ID_CHARS_MAX = 64
 
+# Sixteen agents that fail at once and are started again change 64 times in their first second, and ever more slowly: the pause
+# before a start doubles.
+CHANGES_PER_S, CHANGES_BURST = 8.0, 80.0
 # What the driver says and not the guest.
 LINK_EVENTS = frozenset({"disconnected", "broken"})
 
@@ -59,6 +63,9 @@ class _Live:
     """What is known of a guest only while hostd runs; a restart begins it anew from the guest's hello."""
 
     heard_at_s: float
+    # What its agents' changes may cost: each is written durably.
+    changes: Allowance
+    is_greeted: bool = False
     has_hello: bool = False
     is_collecting: bool = False
     is_stopping: bool = False
@@ -114,7 +121,9 @@ class Sessions:
 
     def attach(self, sandbox_id: SandboxId, link_path: str) -> None:
         """Begins to listen to a guest."""
-        self._live.setdefault(sandbox_id, _Live(self._clock()))
+        if sandbox_id not in self._live:
+            changes = Allowance(CHANGES_PER_S, CHANGES_BURST, self._clock)
+            self._live[sandbox_id] = _Live(self._clock(), changes)
         self._spool.begin(sandbox_id)
         self._links.attach(sandbox_id, link_path, self.receive)
 
@@ -268,7 +277,7 @@ class Sessions:
     async def _on_connected(self, sandbox_id: SandboxId, _message: LinkMessage) -> None:
         live = self._live[sandbox_id]
         live.has_hello, live.is_collecting, live.is_stopping = False, False, False
-        live.waiting_boot_id = None
+        live.is_greeted, live.waiting_boot_id = False, None
         self._spool.begin(sandbox_id)
         self._execs.cut_off(sandbox_id, _link_lost())
 
@@ -282,6 +291,9 @@ class Sessions:
             text = f"the guest speaks link version {clean(fields['version'])}, this host {LINK_VERSION}"
             self._book.save(fail(progress, Reason("guest_unsupported", text, "use an image of this host's release")))
             return
+        if self._live[sandbox_id].is_greeted:
+            raise ValueError("it greets twice in one session")
+        self._live[sandbox_id].is_greeted = True
         boot_id, is_configured = clean(fields.get("boot_id", ""))[:BOOT_ID_CHARS_MAX], fields["configured"] is True
         if not is_configured and _may_have_run(progress, boot_id):
             self._book.save(fail(progress, GUEST_RESTARTED))
@@ -331,7 +343,10 @@ class Sessions:
         if status.phase in ENDED_AGENT_PHASES:
             self._spool.expect(sandbox_id, known.name, parse_whole(fields, "offset") if "offset" in fields else 0)
         progress = reach_stage(self._book.progress(sandbox_id), StageName.AGENTS_STARTED, self._now_ms())
-        self._book.save(change_agent(progress, status))
+        changed = change_agent(progress, status)
+        if changed != self._book.progress(sandbox_id) and self._live[sandbox_id].changes.spend(1):
+            raise ValueError("its agents change more often than agents can")
+        self._book.save(changed)
 
     async def _on_output(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
         await self._spool.take_output(sandbox_id, message.fields, message.payload)

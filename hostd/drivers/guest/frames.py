@@ -45,6 +45,8 @@ class FrameReader:
         self._buffer = bytearray()
         self._nonce = b""
         self._is_framed = False
+        # The size of the frame that was given last, for whoever counts what it costs.
+        self.header_bytes = self.payload_bytes = 0
 
     @property
     def is_framed(self) -> bool:
@@ -88,6 +90,7 @@ class FrameReader:
         header = bytes(self._buffer[_LENGTHS.size : _LENGTHS.size + header_bytes])
         payload = bytes(self._buffer[_LENGTHS.size + header_bytes : end])
         del self._buffer[:end]
+        self.header_bytes, self.payload_bytes = header_bytes, payload_bytes
         return _decode(header, payload)
 
 

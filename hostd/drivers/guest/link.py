@@ -11,17 +11,25 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 import structlog
 
 from fleet.errors import UnavailableError
 from fleet.model.ids import SandboxId
+from hostd.allowance import Allowance
 from hostd.drivers.guest.frames import NONCE_BYTES, FrameError, FrameReader, encode_for_guest
 from hostd.drivers.ports import LinkMessage, LinkReceiver
 
 READ_BYTES = 64 * 1024
 BREAKS_MAX = 5
 BREAKS_WINDOW_S = 60.0
+# What one guest may cost hostd's only thread. A frame is one unit (30 to 100 us here), and so are each KiB of JSON and each 64 KiB
+# of payload: 2,000 carry 100 MB/s of artifact, or noise that takes a tenth of a core. Whoever sends more waits.
+UNITS_PER_S, UNITS_BURST = 2_000.0, 1_000.0
+HEADER_UNIT_BYTES, PAYLOAD_UNIT_BYTES = 1024, 64 * 1024
+# After so long others have their turn, however much one guest has sent.
+TURN_S = 0.002
 
 log = structlog.get_logger()
 
@@ -53,6 +61,7 @@ class _Link:
     writer: asyncio.StreamWriter | None = None
     is_framed: bool = False
     breaks: deque[float] = field(default_factory=lambda: deque(maxlen=BREAKS_MAX))
+    allowance: Allowance = field(default_factory=lambda: Allowance(UNITS_PER_S, UNITS_BURST, time.monotonic))
     runner: asyncio.Task[None] | None = None
 
 
@@ -141,6 +150,8 @@ class SocketLinks:
             if not content:
                 return
             await self._deliver(link, frames, content)
+            # Noise that is no frame has its price, too.
+            await _pace(link.allowance.spend(1 + len(content) / PAYLOAD_UNIT_BYTES))
 
     async def _deliver(self, link: _Link, frames: FrameReader, content: bytes) -> None:
         messages = frames.feed(content)
@@ -148,11 +159,17 @@ class SocketLinks:
         if frames.is_framed and not link.is_framed:
             link.is_framed = True
             await link.receive(link.sandbox_id, LinkMessage("connected"))
-        if first is not None and self._is_attached(link):
-            await link.receive(link.sandbox_id, first)
-        for message in messages:
-            if self._is_attached(link):
-                await link.receive(link.sandbox_id, message)
+        turn_ends_at = time.monotonic() + TURN_S
+        for message in () if first is None else chain([first], messages):
+            if not self._is_attached(link):
+                return
+            await link.receive(link.sandbox_id, message)
+            wait_s = link.allowance.spend(
+                1 + frames.header_bytes / HEADER_UNIT_BYTES + frames.payload_bytes / PAYLOAD_UNIT_BYTES
+            )
+            if wait_s or time.monotonic() > turn_ends_at:
+                await asyncio.sleep(wait_s)
+                turn_ends_at = time.monotonic() + TURN_S
 
     def _is_attached(self, link: _Link) -> bool:
         # A receiver may detach the link whose message it takes: its runner then ends by itself.
@@ -161,6 +178,11 @@ class SocketLinks:
     def _has_broken_too_often(self, link: _Link) -> bool:
         link.breaks.append(time.monotonic())
         return len(link.breaks) == BREAKS_MAX and link.breaks[-1] - link.breaks[0] < BREAKS_WINDOW_S
+
+
+async def _pace(wait_s: float) -> None:
+    if wait_s:
+        await asyncio.sleep(wait_s)
 
 
 def _broken(message: str) -> LinkMessage:
