@@ -10,6 +10,7 @@ import datetime
 import fcntl
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -66,6 +67,8 @@ def main() -> int:
 
 
 async def _serve(config: HostdConfig) -> None:
+    # Values of secrets pass through this memory: no crash may write it to a disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     finish_install(config.tls)
     config.tls.check(Identity(Role.HOST, config.host_id), datetime.datetime.now(datetime.UTC))
     lock = _hold_state(config.state_dir)

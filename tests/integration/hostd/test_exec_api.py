@@ -1,4 +1,4 @@
-"""Programs in guests through real gRPC and mutual TLS, over real guest links to a simulated guest."""
+"""Programs and secrets of guests through real gRPC and mutual TLS, over real guest links to a simulated guest."""
 
 import asyncio
 import datetime
@@ -26,9 +26,11 @@ from fleet.model.sandbox import Agent, Goal, SandboxSpec
 from fleet.rpc import open_channel, start_server, translated
 from hostd.api.exec import PROGRAM_BYTES_MAX, ExecService
 from hostd.api.permissions import PERMISSIONS
+from hostd.api.secrets import SecretService
 from hostd.drivers.simulated import SimulatedHypervisor, SimulatedLinks
 from hostd.orders import Orders
 from hostd.reconcile.execs import EXECS_MAX
+from hostd.reconcile.patience import SECRETS_AWAITED
 from hostd.reconcile.progress import begin
 from hostd.reconcile.session import Sessions
 from hostd.reconcile.state import BootFiles, Machine
@@ -50,6 +52,7 @@ class Site:
     links: SimulatedLinks
     sessions: Sessions
     stub: Any = None
+    secrets: Any = None
 
     def call(self, *requests: Any) -> Any:
         """A call that has sent so many requests, and may send more."""
@@ -123,11 +126,13 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
     def register(server: grpc.aio.Server) -> None:
         service_pb2_grpc.add_ExecServiceServicer_to_server(ExecService(orders, site.sessions), server)
+        service_pb2_grpc.add_SecretServiceServicer_to_server(SecretService(orders, site.sessions), server)
 
     server, port = await start_server("127.0.0.1:0", tls_files(tmp_path, Role.HOST, HOST), PERMISSIONS, register)
     tls = tls_files(tmp_path, Role.SCHEDULER, "scheduler")
     async with open_channel(f"127.0.0.1:{port}", tls, host_server_name(HOST)) as channel:
         site.stub = service_pb2_grpc.ExecServiceStub(channel)
+        site.secrets = service_pb2_grpc.SecretServiceStub(channel)
         yield site
     await server.stop(None)
     await links.close()
@@ -287,3 +292,24 @@ async def test_a_slow_caller_holds_up_no_other(site: Site) -> None:
     while (response := await slow.read()) is not grpc.aio.EOF:
         rest += len(response.stdout)
     assert rest == 20_000_000
+
+
+async def test_secrets_arrive(site: Site) -> None:
+    """Values for a sandbox that awaits them are taken, wrong ones and another tenant's refused."""
+    order = site.orders.orders[B]
+    site.orders.put_order(replace(order, spec=replace(order.spec, secrets=("KEY",))))
+
+    async def send(name: str, tenant: str = ACME) -> None:
+        secrets = [service_pb2.Secret(name=name, value=b"\0\xff")]
+        with translated("host"):
+            await site.secrets.SendSecrets(
+                service_pb2.SendSecretsRequest(sandbox=B, tenant=tenant, secrets=secrets), timeout=CALL_S
+            )
+
+    for name, tenant, kind in (("OTHER", ACME, InvalidSpecError), ("KEY", "other", NotFoundError)):
+        with pytest.raises(kind):
+            await send(name, tenant)
+    assert site.sessions.notice(B) == SECRETS_AWAITED
+    await send("KEY")
+    await send("KEY")
+    assert site.sessions.notice(B) is None

@@ -8,8 +8,20 @@ import pytest
 from fleet.model.sandbox import AgentPhase, Phase
 from hostd.drivers.ports import LinkMessage
 from hostd.reconcile.loop import SILENCE_S_MAX
-from hostd.reconcile.patience import OVERRUN_EXTRA_S, SECRETS_AWAITED, SECRETS_MISSING, SECRETS_S_MAX, UNRESPONSIVE_S
+from hostd.reconcile.patience import (
+    ARTIFACT_STALLED,
+    FINISH_S_MAX,
+    OUTPUT_STALLED,
+    OVERRUN_EXTRA_S,
+    PACK_S_MAX,
+    SECRETS_AWAITED,
+    SECRETS_MISSING,
+    SECRETS_S_MAX,
+    STALL_S_MAX,
+    UNRESPONSIVE_S,
+)
 from tests.integration.hostd.parts import A, Hostd, Room
+from tests.integration.hostd.talk import Talk
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -96,3 +108,54 @@ async def test_secrets_are_not_awaited_for_ever(room: Room) -> None:
         status = await hostd.until_phase(Phase.FAILED)
         assert status.reason == SECRETS_MISSING
         await hostd.until_released()
+
+
+async def end_both(talk: Talk, final_bytes: int) -> None:
+    await talk.run()
+    for name in ("one", "two"):
+        await talk.say("agent", name=name, state="exited", exit_code=0, offset=final_bytes if name == "one" else 0)
+
+
+async def test_output_that_was_announced_and_never_comes(tmp_path: Path) -> None:
+    """A final length that is a lie holds the sandbox for as long as nothing comes, and no longer; what came is kept."""
+    talk = Talk(tmp_path)
+    await end_both(talk, 100)
+    assert talk.listen_for(STALL_S_MAX - 5) is None
+    await talk.say("output", b"hello", agent="one", offset=0)
+    assert talk.listen_for(STALL_S_MAX - 5) is None
+    await talk.say("output", b"hello", agent="one", offset=0)
+    assert talk.listen_for(15) == OUTPUT_STALLED
+    assert talk.orders.output_path(A, "one").read_bytes() == b"hello"
+
+
+async def test_a_trickle_ends_as_well(tmp_path: Path) -> None:
+    """A byte now and then is progress each time, and does not hold a VM for ever."""
+    talk = Talk(tmp_path)
+    await end_both(talk, 10_000)
+    for offset in range(int(FINISH_S_MAX / 100) - 1):
+        await talk.say("output", b"x", agent="one", offset=offset)
+        assert talk.listen_for(100) is None
+    await talk.say("output", b"x", agent="one", offset=int(FINISH_S_MAX / 100) - 1)
+    assert talk.listen_for(110) == OUTPUT_STALLED
+
+
+async def test_an_artifact_that_does_not_come(tmp_path: Path) -> None:
+    """Packing has its time; once it has begun to come it must go on, and the same bytes again are no progress."""
+    talk = Talk(tmp_path)
+    await end_both(talk, 0)
+    assert talk.sent()[-1] == "collect"
+    assert talk.listen_for(PACK_S_MAX - 10) is None
+    about = {"size": 100, "digest": "sha256:" + "0" * 64, "changes": 0}
+    await talk.say("artifact", b"x" * 50, offset=0, **about)
+    assert talk.listen_for(STALL_S_MAX - 5) is None
+    await talk.greet(configured=True)
+    await talk.say("artifact", b"x", offset=49, **about)
+    assert talk.listen_for(15) == ARTIFACT_STALLED
+
+
+async def test_agents_that_run_owe_nothing(tmp_path: Path) -> None:
+    """No agent is given up for being silent: without a timeout it may run for ever."""
+    talk = Talk(tmp_path)
+    await talk.run()
+    await talk.say("agent", name="one", state="exited", exit_code=0, offset=100)
+    assert talk.listen_for(FINISH_S_MAX * 2) is None

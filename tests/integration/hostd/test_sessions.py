@@ -1,116 +1,22 @@
 """A guest may say anything: it fails its own sandbox at most, with a reason, and nothing is raised."""
 
-import asyncio
 import hashlib
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from fleet.errors import UnavailableError
-from fleet.model.assignment import Assignment
-from fleet.model.ids import Digest, HostId, SandboxId, Tenant
-from fleet.model.sandbox import Agent, AgentPhase, Goal, SandboxSpec
-from hostd.drivers.ports import LinkMessage, LinkReceiver
-from hostd.orders import Orders
-from hostd.reconcile.progress import Progress, begin, is_over
-from hostd.reconcile.session import Sessions
+from fleet.model.sandbox import AgentPhase, Goal
+from hostd.reconcile.progress import is_over
 from hostd.reconcile.words import ARTIFACT_BYTES_MAX, ARTIFACT_CHANGES_MAX, OUTPUT_BYTES_MAX, TEXT_CHARS_MAX
+from tests.integration.hostd.talk import DIGEST, A, Talk
 
-A, B = SandboxId("aaaaaaaaaaaa"), SandboxId("bbbbbbbbbbbb")
-DIGEST = Digest("sha256:" + "0" * 64)
 TAR = b"changes" * 100
 TAR_DIGEST = "sha256:" + hashlib.sha256(TAR).hexdigest()
 NESTED: Any = []
 for _ in range(900):
     NESTED = [NESTED]
-
-
-class Pipe:
-    """GuestLinks whose guests are the test: what hostd sends is kept, what it receives the test says."""
-
-    def __init__(self) -> None:
-        self.sent: list[LinkMessage] = []
-        self.is_down = False
-
-    def attach(self, sandbox_id: SandboxId, link_path: str, receive: LinkReceiver) -> None:
-        pass
-
-    async def send(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
-        if self.is_down:
-            raise UnavailableError("link_down", "down", "")
-        self.sent.append(message)
-
-    async def detach(self, sandbox_id: SandboxId) -> None:
-        pass
-
-
-class Talk:
-    """One host with two sandboxes, A's guest being spoken for by the test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.start()
-        for sandbox_id in (A, B):
-            agents = (Agent("one", "custom", ("true",)), Agent("two", "custom", ("true",)))
-            order = Assignment(
-                sandbox_id,
-                Tenant("acme"),
-                HostId("host"),
-                SandboxSpec("box", agents=agents),
-                DIGEST,
-                64,
-                Goal.RUN,
-                1,
-                1,
-                1,
-            )
-            self.orders.put_order(order)
-            self.orders.put_progress(begin(order, "", ""))
-
-    def start(self) -> None:
-        """hostd starts, again if it ran before."""
-        self.orders, self.pipe = Orders(self.folder), Pipe()
-        self.sessions = Sessions(self.orders, self.pipe, lambda: None, lambda: 1_000)
-        for sandbox_id in (A, B):
-            self.sessions.attach(sandbox_id, "")
-
-    async def say(self, type_: str, payload: bytes = b"", **fields: Any) -> None:
-        await self.sessions.receive(A, LinkMessage(type_, fields, payload))
-
-    async def greet(self, **changes: Any) -> None:
-        await self.say("connected")
-        await self.say("hello", **{"version": 2, "configured": False, "agents": {}, **changes})
-
-    async def run(self) -> None:
-        """Until both agents run."""
-        await self.greet()
-        for name in ("one", "two"):
-            await self.say("agent", name=name, state="running")
-
-    async def end(self) -> None:
-        """Until both agents have ended and the artifact is asked for."""
-        await self.run()
-        for name in ("one", "two"):
-            await self.say("agent", name=name, state="exited", exit_code=0, offset=0)
-        assert self.sent()[-1] == "collect"
-
-    def sent(self) -> list[str]:
-        return [message.type for message in self.pipe.sent]
-
-    @property
-    def progress(self) -> Progress:
-        return self.orders.progress[A]
-
-    def failure(self) -> str:
-        return self.progress.failure.code if self.progress.failure else ""
-
-    def assert_neighbour_unharmed(self) -> None:
-        assert self.orders.progress[B] == begin(self.orders.orders[B], "", "")
 
 
 @pytest.fixture
@@ -370,55 +276,3 @@ async def test_unknown_types_are_ignored(talk: Talk) -> None:
     await talk.say("weather", b"sun", celsius=20)
     await talk.say("agent", name="one", state="meditating")
     assert talk.progress == before
-
-
-VALUES = st.recursive(
-    st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.sampled_from(["one", "exited"])
-    ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-NAMES = st.sampled_from(
-    [
-        *(
-            "agent",
-            "name",
-            "state",
-            "offset",
-            "exit_code",
-            "signal",
-            "message",
-            "code",
-            "size",
-            "digest",
-            "changes",
-            "version",
-        ),
-        "agents",
-        "configured",
-    ]
-)
-TYPES = st.sampled_from(
-    ["connected", "hello", "agent", "output", "truncated", "artifact", "failed", "broken", "heartbeat"]
-)
-MESSAGES = st.lists(
-    st.builds(LinkMessage, TYPES, st.dictionaries(NAMES, VALUES, max_size=6), st.binary(max_size=20)), max_size=8
-)
-
-
-@given(messages=MESSAGES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_nothing_is_ever_raised(messages: list[LinkMessage]) -> None:
-    """Whatever a guest says, in whatever order: its progress can be stored and read again, and the neighbour's is as it was."""
-
-    async def converse(folder: Path) -> None:
-        talk = Talk(folder)
-        await talk.greet()
-        for message in messages:
-            await talk.sessions.receive(A, message)
-        talk.assert_neighbour_unharmed()
-        assert Orders(folder).progress[A].failure == talk.progress.failure
-
-    with tempfile.TemporaryDirectory() as name:
-        asyncio.run(converse(Path(name)))
