@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+# What tmux takes for a name without reading more into it; none is no session.
+_SESSION = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]{0,62})?")
 _SERIAL = re.compile(r"[a-z0-9-]{1,20}")
+SECRET_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+# When an agent that has ended is started again.
+NO, ON_FAILURE, ALWAYS = "no", "on-failure", "always"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -30,16 +35,20 @@ class Source:
 
 
 class Agent:
-    """One program to run, with its limits; `timeout_s` is unlimited at 0."""
+    """One program to run, with its limits; `timeout_s` and `max_restarts` are unlimited at 0."""
 
     __slots__ = (
         "command",
         "env",
         "grace_period_s",
+        "max_restarts",
         "memory_mib",
         "name",
         "output_max_bytes",
         "pids_max",
+        "restart",
+        "secrets",
+        "session",
         "timeout_s",
         "workdir",
     )
@@ -56,6 +65,13 @@ class Agent:
         self.memory_mib = int(fields["memory_mib"])
         self.pids_max = int(fields["pids_max"])
         self.output_max_bytes = int(fields["output_max_bytes"])
+        self.restart = str(fields.get("restart", NO))
+        if self.restart not in (NO, ON_FAILURE, ALWAYS):
+            raise ValueError(f"restart {self.restart[:80]!r}")
+        self.max_restarts = int(fields.get("max_restarts", 0))
+        self.session = _matching({"session": "", **fields}, "session", _SESSION)
+        # Names; where their values lie is told to each agent.
+        self.secrets: tuple[str, ...] = ()
 
 
 class Address:
@@ -74,7 +90,7 @@ class Address:
 class Configuration:
     """All that this guest is to be."""
 
-    __slots__ = ("address", "agents", "clock_ms", "hostname", "sources")
+    __slots__ = ("address", "agents", "clock_ms", "hostname", "secrets", "sources")
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self.hostname = _matching(fields, "hostname", _NAME)
@@ -82,6 +98,11 @@ class Configuration:
         self.address = Address(fields["address"]) if fields["address"] is not None else None
         self.sources = [Source(source) for source in fields["sources"]]
         self.agents = [Agent(agent) for agent in fields["agents"]]
+        self.secrets = tuple(map(str, fields.get("secrets", ())))
+        if not all(map(SECRET_NAME.fullmatch, self.secrets)):
+            raise ValueError("a secret's name is no name of a variable")
+        for agent in self.agents:
+            agent.secrets = self.secrets
 
 
 def parse_configuration(fields: Mapping[str, Any]) -> Configuration:

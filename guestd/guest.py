@@ -6,6 +6,7 @@ a fault at any point: told as `failed`, again in each session, and nothing more 
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import math
 import os
@@ -17,7 +18,7 @@ from guestd.fault import GuestFault
 from guestd.machine import end_machine, measure_memory_mib, prepare_machine, read_boot_id, set_clock
 from guestd.state import State, load_json, nudge, put_json
 from guestd.streams import Stream
-from guestd.workload import Cgroup, Crew, Record, fork_aside, take_lock
+from guestd.workload import Cgroup, Crew, Record, end_all, fork_aside, take_lock
 from guestd.workspace import ensure_sources
 
 TYPE_CHECKING = False
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from guestd.configuration import Source
     from guestd.link import Message, Outbox
+    from guestd.secrets import Secrets
 
 LINK_VERSION = 2
 
@@ -35,9 +37,10 @@ LINK_VERSION = 2
 class Guest:
     """This guest, for as long as guestd runs; a restarted guestd finds all of it again in `state`."""
 
-    def __init__(self, state: State, outbox: Outbox, *, sources_folder: str, cgroups: str) -> None:
+    def __init__(self, state: State, outbox: Outbox, *, secrets: Secrets, sources_folder: str, cgroups: str) -> None:
         self._state = state
         self._outbox = outbox
+        self._secrets = secrets
         self._sources_folder = sources_folder
         self._cgroups = cgroups
         self._fields = state.load_configuration()
@@ -57,6 +60,7 @@ class Guest:
         # Agents of which the host knows, in this session, that their output is cut.
         self._told_truncated: set[str] = set()
         self._handlers: dict[str, Callable[[Message], None]] = {
+            "secret": self._on_secret,
             "configure": self._on_configure,
             "resume": self._on_resume,
             "ack": self._on_ack,
@@ -146,11 +150,23 @@ class Guest:
         if self._is_resumed and self._outbox.has_room:
             self._outbox.add("heartbeat", {"uptime_s": round(uptime_s, 1), "memory_used_mib": measure_memory_mib()})
 
+    def _on_secret(self, message: Message) -> None:
+        if self._fields is None:
+            value = binascii.a2b_base64(message.payload, strict_mode=True) if message.payload else b""
+            try:
+                self._secrets.put(message.fields["name"], value)
+            except OSError as error:
+                self._fail(GuestFault("machine_failed", f"secrets cannot be kept in this guest: {error.strerror}"))
+
     def _on_configure(self, message: Message) -> None:
         if self._fields is not None:
             return
         self._fields = dict(message.fields)
-        self._state.put_configuration(self._fields)
+        try:
+            self._state.put_configuration(self._fields)
+        except OSError as error:
+            self._fail(GuestFault("disk_full", f"the sandbox's disk has no room to begin: {error.strerror}"))
+            return
         self._set_up(self._fields, is_new=True)
 
     def _on_resume(self, message: Message) -> None:
@@ -184,6 +200,8 @@ class Guest:
             self._crew.stop(grace_period_s)
 
     def _on_poweroff(self, _message: Message) -> None:
+        self._execs.close()
+        end_all(self._cgroups)
         end_machine()
 
     def _set_up(self, fields: Mapping[str, Any], *, is_new: bool = False) -> None:
@@ -194,15 +212,20 @@ class Guest:
             self._configuration = configuration = parse_configuration(fields)
             if is_new:
                 set_clock(configuration.clock_ms)
+                self._secrets.require(configuration.secrets)
             prepare_machine(configuration)
             ensure_sources(configuration.sources, self._sources_folder)
         except GuestFault as fault:
             self._fail(fault)
             return
         self._crew = Crew(configuration.agents, self._state, self._cgroups)
-        self._crew.ensure_started()
+        try:
+            self._crew.ensure_started()
+        except OSError as error:
+            self._fail(GuestFault("disk_full", f"the sandbox's disk has no room for its agents: {error.strerror}"))
+            return
         self._outputs = {name: Stream(files.output) for name, files in self._crew.files.items()}
-        self._execs.open(())
+        self._execs.open(configuration.secrets)
         self.look()
 
     def _start_packing(self) -> None:
@@ -228,9 +251,9 @@ class Guest:
     def _send_output(self, name: str, output: Stream) -> bool:
         if (chunk := output.take_chunk()) is not None:
             self._outbox.add("output", {"agent": name, "offset": chunk[0]}, chunk[1])
-        elif output.is_sent and name not in self._told_truncated and self._records[name].is_truncated:
+        elif output.is_sent and name not in self._told_truncated and self._records[name].cut:
             self._told_truncated.add(name)
-            self._outbox.add("truncated", {"agent": name, "offset": output.size})
+            self._outbox.add("truncated", {"agent": name, "offset": output.size, "reason": self._records[name].cut})
         return chunk is not None
 
     def _send_artifact(self) -> bool:
@@ -241,7 +264,9 @@ class Guest:
 
     def _fail(self, fault: GuestFault) -> None:
         self._failure = fault
-        self._state.put_failure(fault)
+        # A disk that has no room for it will have none for anything else: a guestd after this one finds the same.
+        with contextlib.suppress(OSError):
+            self._state.put_failure(fault)
         if self._is_greeted:
             self._tell_failure(fault)
 
@@ -249,13 +274,13 @@ class Guest:
         self._outbox.add("failed", {"code": fault.code, "message": fault.message})
 
     def _load_records(self) -> list[str]:
-        """Reads the records of agents that had not ended; the names of those whose state is another now."""
+        """Reads the records of agents that had not ended; the names of those of which there is news."""
         changed = []
         for name, files in self._crew.files.items() if self._crew is not None else ():
             known = self._records.get(name)
             if known is None or not known.has_ended:
                 self._records[name] = found = files.load_record()
-                if known is None or known.state != found.state:
+                if known is None or known.describe() != found.describe():
                     changed.append(name)
         return changed
 

@@ -1,5 +1,6 @@
 """What must survive a restart of guestd, as files on the scratch disk. Only root reads below its folder.
 
+    <folder>/boot               the boot that all of this is of
     <folder>/configuration      `configure` as received; from when it exists this guest is configured
     <folder>/failure            why this sandbox cannot go on
     <folder>/nudge              a FIFO: whoever changed something here writes a byte, and guestd looks
@@ -7,7 +8,8 @@
     <folder>/reserve/           room for what must be written at the end, on a disk that agents have filled
     <folder>/agents/<name>/     one agent's files (guestd.workload.files)
 
-Nothing is fsynced: what the page cache holds survives the end of any process, and a scratch disk never outlives its VM.
+Nothing is fsynced: what the page cache holds survives the end of any process. A scratch disk may be used by another boot: that one
+drops all of this first.
 """
 
 from __future__ import annotations
@@ -30,16 +32,22 @@ NUDGE_BYTES = 64 * 1024
 
 
 class State:
-    """The folder with guestd's files; `is_new` when no guestd has run in this guest before."""
+    """The folder with guestd's files; `is_new` when no guestd has run in this boot before."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, boot_id: str) -> None:
         self.folder = folder
         self.nudge_path = f"{folder}/nudge"
         self.artifact_path = f"{folder}/artifact.tar"
         self.artifact_about_path = f"{folder}/artifact"
-        self.is_new = not os.path.exists(folder)
+        self.is_new = _read_text(f"{folder}/boot") != boot_id
+        if self.is_new:
+            # Before anything is written: its room may be the last there is.
+            _remove_tree(folder)
         os.makedirs(f"{folder}/agents", mode=0o700, exist_ok=True)
         os.chmod(folder, 0o700)
+        if self.is_new:
+            with open(f"{folder}/boot", "w", opener=_open_private) as stream:
+                stream.write(boot_id)
         with contextlib.suppress(FileExistsError):
             os.mkfifo(self.nudge_path, 0o600)
 
@@ -78,6 +86,29 @@ class State:
     def open_nudges(self) -> int:
         """A descriptor that is readable after a nudge. It never ends: this side holds both ends."""
         return os.open(self.nudge_path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _read_text(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
+
+
+def _remove_tree(folder: str) -> None:
+    """Not shutil's: importing that costs a boot more than this. Follows no symlink."""
+    for parent, folders, files in os.walk(folder, topdown=False):
+        for name in files:
+            os.unlink(f"{parent}/{name}")
+        for name in folders:
+            path = f"{parent}/{name}"
+            if os.path.islink(path):
+                os.unlink(path)
+            else:
+                os.rmdir(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(folder)
 
 
 def load_json(path: str) -> dict[str, Any] | None:

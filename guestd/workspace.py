@@ -64,9 +64,10 @@ def _ensure_source(source: Source, folder: str) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
     if not os.path.ismount(lower):
         mount(find_disk(source.serial), lower, "erofs", _FLAGS | MS_RDONLY)
-    # The overlay's own root takes owner and mode of the upper one.
-    os.chown(upper, AGENT_ID, AGENT_ID)
-    os.chmod(upper, stat.S_IMODE(os.stat(lower).st_mode))
+    # The overlay's own root takes owner and mode of the upper one. Once: in a later boot it is as agents left it.
+    if os.stat(upper).st_uid != AGENT_ID:
+        os.chmod(upper, stat.S_IMODE(os.stat(lower).st_mode))
+        os.chown(upper, AGENT_ID, AGENT_ID)
     options = f"lowerdir={lower},upperdir={upper},workdir={work},{_PLAIN}"
     mount("overlay", source.guest_path, "overlay", _FLAGS, options)
 

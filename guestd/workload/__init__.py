@@ -11,8 +11,8 @@ A program's streams end in guestd itself: it is the owner's while the owner list
 """
 
 from guestd.workload.aside import fork_aside, reap_children, take_lock
-from guestd.workload.cgroup import Cgroup
-from guestd.workload.confine import AGENT, NOT_EXECUTABLE, ROOT, build_environment
+from guestd.workload.cgroup import Cgroup, end_all
+from guestd.workload.confine import AGENT, NOT_EXECUTABLE, ROOT, SECRETS_FOLDER, build_environment
 from guestd.workload.crew import Crew
 from guestd.workload.files import Record
 from guestd.workload.program import Program
@@ -22,12 +22,14 @@ __all__ = [
     "AGENT",
     "NOT_EXECUTABLE",
     "ROOT",
+    "SECRETS_FOLDER",
     "Cgroup",
     "Crew",
     "Program",
     "Record",
     "Spare",
     "build_environment",
+    "end_all",
     "fork_aside",
     "reap_children",
     "take_lock",

@@ -58,5 +58,5 @@ class Crew:
         if not record.has_ended:
             cgroup.kill()
             message = "its supervisor was killed, and with it the agent"
-            files.put_record(Record(FAILED, message=message, is_truncated=record.is_truncated))
+            files.put_record(Record(FAILED, message=message, cut=record.cut, restarts=record.restarts))
         os.close(lock)

@@ -18,15 +18,19 @@ from guestd.fault import clean_text
 RECORD_BYTES = 4096
 
 RUNNING = "running"
+RESTARTING = "restarting"
 EXITED = "exited"
 TIMED_OUT = "timed-out"
 FAILED = "failed"
 
+# Why output is cut: more than the agent's limit, or than the disk took.
+CUT_BY_LIMIT, CUT_BY_DISK = "limit", "disk"
+
 
 class Record:
-    """How an agent is (`running`) or how it ended; `is_truncated` says that it wrote more output than is kept."""
+    """How an agent is or how it ended, and after how many restarts; `cut` says why not all of its output is kept, if so."""
 
-    __slots__ = ("exit_code", "is_truncated", "message", "signal", "state")
+    __slots__ = ("cut", "exit_code", "message", "restarts", "signal", "state")
 
     def __init__(
         self,
@@ -35,23 +39,25 @@ class Record:
         exit_code: int | None = None,
         signal: int | None = None,
         message: str = "",
-        is_truncated: bool = False,
+        cut: str = "",
+        restarts: int = 0,
     ) -> None:
         self.state = state
         self.exit_code = exit_code
         self.signal = signal
         self.message = clean_text(message)
-        self.is_truncated = is_truncated
+        self.cut = cut
+        self.restarts = restarts
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing of the agent runs any more."""
-        return self.state != RUNNING
+        """Whether nothing of the agent runs any more, or ever will."""
+        return self.state not in (RUNNING, RESTARTING)
 
     def describe(self) -> dict[str, object]:
         """The fields of an `agent` frame, without name and offset."""
-        fields: dict[str, object] = {"state": self.state}
-        if self.has_ended:
+        fields: dict[str, object] = {"state": self.state, "restarts": self.restarts}
+        if self.state != RUNNING:
             fields.update(exit_code=self.exit_code, signal=self.signal)
         if self.message:
             fields["message"] = self.message

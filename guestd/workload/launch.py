@@ -38,7 +38,7 @@ def _become(agent: Agent, cgroup: Cgroup, output: int, report: int) -> NoReturn:
         step = f"its working directory {agent.workdir} cannot be entered"
         os.chdir(agent.workdir)
         code_if_missing, step = NOT_FOUND, f"its program {agent.command[0]} cannot be executed"
-        os.execvpe(agent.command[0], agent.command, build_environment(agent.env))  # noqa: S606
+        os.execvpe(agent.command[0], agent.command, build_environment(agent.env, secrets=agent.secrets))  # noqa: S606
     except (OSError, ValueError) as error:
         code = code_if_missing if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         reason = error.strerror if isinstance(error, OSError) else error

@@ -11,8 +11,19 @@ import time
 from guestd.state import nudge
 from guestd.workload.cgroup import Cgroup, is_populated
 from guestd.workload.ending import Ending
-from guestd.workload.files import EXITED, FAILED, RUNNING, TIMED_OUT, AgentFiles, Record
+from guestd.workload.files import (
+    CUT_BY_DISK,
+    CUT_BY_LIMIT,
+    EXITED,
+    FAILED,
+    RESTARTING,
+    RUNNING,
+    TIMED_OUT,
+    AgentFiles,
+    Record,
+)
 from guestd.workload.launch import launch
+from guestd.workload.restarting import Restarts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,10 +35,14 @@ PIPE_BYTES_MAX = 1024 * 1024
 CONTROL_BYTES = 64
 # A killed process leaves its cgroup in milliseconds; one that hangs in the kernel longer than this never will.
 KILL_WAIT_S = 30.0
+# A timeout that has run out while an agent was being started ends it at once; 0 would be none.
+LEFT_MIN_S = 0.001
 
 
 def supervise(agent: Agent, files: AgentFiles, cgroup: Cgroup, nudge_path: str) -> None:
-    """Run the agent to its end. Call it in a process of its own that holds the lock, for an agent that was never started."""
+    """Run the agent to its end, over all its restarts. Call it in a process of its own that holds the lock, for an agent that was
+    never started.
+    """
     files.put_record(Record(RUNNING))
     nudges = os.open(nudge_path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -45,30 +60,86 @@ class _Supervision:
         self._files = files
         self._cgroup = cgroup
         self._nudges = nudges
-        self._pipe, self._pipe_end = os.pipe()
         self._output = os.open(files.output, os.O_WRONLY | os.O_CLOEXEC)
         self._control = os.open(files.control, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._poll = select.poll()
+        self._restarts = Restarts(agent.restart, agent.max_restarts)
+        self._started_at_s = time.monotonic()
+        # What the owner has said, while no start could hear it.
+        self._is_stopped = False
         self._kept_bytes = 0
         self._cut = ""
-        self._is_truncated = False
+        self._cut_message = ""
 
     def run(self) -> Record:
         """The end of the agent, when nothing of it runs any more and all of its output is in the file."""
+        while True:
+            began_at_s = time.monotonic()
+            record = self._run_once()
+            if record.state != EXITED or self._is_stopped:
+                return record
+            pause_s = self._restarts.pause_after(record.exit_code, time.monotonic() - began_at_s)
+            if pause_s is None:
+                return self._give_up(record) if self._restarts.is_used_up else record
+            self._put(RESTARTING, record)
+            if (state := self._rest(pause_s)) != RUNNING:
+                return self._note(state, record, "it was waiting to be started again")
+            self._put(RUNNING)
+
+    def _run_once(self) -> Record:
         self._cgroup.create(pids_max=self._agent.pids_max, memory_mib=self._agent.memory_mib)
-        pid, failure = launch(self._agent, self._cgroup, self._pipe_end)
-        os.close(self._pipe_end)
+        self._pipe, pipe_end = os.pipe()
+        self._poll = select.poll()
+        pid, failure = launch(self._agent, self._cgroup, pipe_end)
+        os.close(pipe_end)
         os.set_blocking(self._pipe, False)
-        ending = Ending(time.monotonic(), self._agent.timeout_s, self._agent.grace_period_s)
+        ending = Ending(time.monotonic(), self._left_s(), self._agent.grace_period_s)
         status = self._watch(pid, ending)
         has_left = self._finish(ending)
         # Not until the pipe ends: another agent may have been handed the other end.
         for _ in range(PIPE_BYTES_MAX // READ_BYTES):
             if not self._keep_output():
                 break
+        os.close(self._pipe)
         record = failure or self._judge(status, ending, has_left=has_left)
+        record.restarts, record.cut = self._restarts.count, self._cut
         self._cgroup.remove()
         return record
+
+    def _left_s(self) -> float:
+        """Of the timeout, which counts from the first start; 0 for none."""
+        if self._agent.timeout_s <= 0:
+            return 0.0
+        return max(LEFT_MIN_S, self._started_at_s + self._agent.timeout_s - time.monotonic())
+
+    def _rest(self, pause_s: float) -> str:
+        """Waits; `running` when the agent may start again, else how it ended: stopped or timed out meanwhile."""
+        start_at_s = time.monotonic() + pause_s
+        timeout_at_s = self._started_at_s + self._agent.timeout_s if self._agent.timeout_s > 0 else math.inf
+        until_s = min(start_at_s, timeout_at_s)
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        while (wait_s := until_s - time.monotonic()) > 0:
+            if poll.poll(math.ceil(wait_s * 1000)):
+                os.read(self._control, CONTROL_BYTES)
+                return EXITED
+        return RUNNING if start_at_s < timeout_at_s else TIMED_OUT
+
+    def _put(self, state: str, last: Record | None = None) -> None:
+        """Put on record how the agent is now; a restart is told with how it ended before."""
+        record = Record(state, cut=self._cut, restarts=self._restarts.count)
+        if last is not None:
+            record.exit_code, record.signal, record.message = last.exit_code, last.signal, last.message
+        self._files.put_record(record)
+        nudge(self._nudges)
+
+    def _give_up(self, record: Record) -> Record:
+        return self._note(EXITED, record, f"it has been started again {self._restarts.most} times, which is its most")
+
+    def _note(self, state: str, record: Record, note: str) -> Record:
+        message = "; ".join(filter(None, (record.message, note)))
+        noted = Record(state, message=message, cut=self._cut, restarts=self._restarts.count)
+        noted.exit_code, noted.signal = record.exit_code, record.signal
+        return noted
 
     def _watch(self, pid: int, ending: Ending) -> int:
         """Until the main process has ended; its wait status."""
@@ -114,6 +185,7 @@ class _Supervision:
 
     def _take_control(self, ending: Ending) -> None:
         for line in os.read(self._control, CONTROL_BYTES).split(b"\n")[:-1]:
+            self._is_stopped = True
             ending.stop(time.monotonic(), float(line) if line else None)
 
     def _keep_output(self) -> int | None:
@@ -122,7 +194,7 @@ class _Supervision:
             content = os.read(self._pipe, READ_BYTES)
         except BlockingIOError:
             return None
-        if content and not self._is_truncated:
+        if content and not self._cut:
             self._store(content)
         return len(content)
 
@@ -133,16 +205,16 @@ class _Supervision:
             while stored < len(kept):
                 stored += os.write(self._output, kept[stored:])
         except OSError as error:
-            self._cut = f"its output was cut: {error.strerror}"
+            self._cut, self._cut_message = CUT_BY_DISK, f"its output was cut: {error.strerror}"
         self._kept_bytes += stored
         if stored < len(content):
-            self._is_truncated = True
-            self._files.put_record(Record(RUNNING, is_truncated=True))
+            self._cut = self._cut or CUT_BY_LIMIT
+            self._put(RUNNING)
         nudge(self._nudges)
 
     def _judge(self, status: int, ending: Ending, *, has_left: bool) -> Record:
         code = os.waitstatus_to_exitcode(status)
-        notes = [self._cut] if self._cut else []
+        notes = [self._cut_message] if self._cut_message else []
         if self._cgroup.count_oom_kills():
             notes.append(f"it was killed for using more than its {self._agent.memory_mib} MiB of memory")
         if not has_left:
@@ -152,5 +224,4 @@ class _Supervision:
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
             message="; ".join(notes),
-            is_truncated=self._is_truncated,
         )

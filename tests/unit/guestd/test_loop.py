@@ -13,6 +13,7 @@ from guestd.guest import Guest
 from guestd.link import MAGIC, RESYNC_BYTES, Outbox
 from guestd.loop import Loop
 from guestd.port import Port, open_port
+from guestd.secrets import Secrets
 from guestd.state import State
 from hostd.drivers.guest.frames import FrameReader, encode_frame
 from hostd.drivers.ports import LinkMessage
@@ -28,10 +29,16 @@ class Pair:
     def __init__(self, folder: Path) -> None:
         self.host, guest = socket.socketpair()
         self.host.setblocking(False)
-        state, outbox = State(str(folder)), Outbox()
+        state, outbox = State(str(folder), "a boot"), Outbox()
         self._nudges, self._port = state.open_nudges(), Port(os.dup(guest.fileno()))
         guest.close()
-        self.guest = Guest(state, outbox, sources_folder=str(folder / "sources"), cgroups=str(folder / "cgroups"))
+        self.guest = Guest(
+            state,
+            outbox,
+            secrets=Secrets(str(folder / "secrets")),
+            sources_folder=str(folder / "sources"),
+            cgroups=str(folder / "cgroups"),
+        )
         self.loop = Loop(self._port, self._nudges, self.guest, outbox)
         self.reader = FrameReader()
 
@@ -123,9 +130,13 @@ def test_a_host_that_makes_no_sense_must_begin_anew(pair: Pair, frame: bytes) ->
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
-    st.sampled_from(["ack", "resume", "stop", "collect", "configure", "novel"]),
+    st.sampled_from(
+        ["ack", "resume", "stop", "collect", "configure", "secret", "exec", "exec-input", "exec-close", "novel"]
+    ),
     st.dictionaries(
-        st.sampled_from(["agent", "agents", "artifact", "offset", "grace_period_s", "sources", "address"]),
+        st.sampled_from(
+            ["agent", "agents", "artifact", "offset", "grace_period_s", "sources", "address", "name", "exec"]
+        ),
         st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()),
     ),
 )

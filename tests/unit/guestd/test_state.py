@@ -14,7 +14,7 @@ from guestd.state import RESERVE_FILE_BYTES, RESERVE_FILES, State, nudge, put_js
 from guestd.streams import AHEAD_BYTES_MAX, Stream
 from guestd.workload import Crew, take_lock
 from guestd.workload.cgroup import Cgroup
-from guestd.workload.files import FAILED, RECORD_BYTES, RUNNING, TIMED_OUT, AgentFiles, Record
+from guestd.workload.files import CUT_BY_DISK, FAILED, RECORD_BYTES, RUNNING, TIMED_OUT, AgentFiles, Record
 from guestd.workload.supervisor import supervise
 
 AGENT = {
@@ -27,13 +27,17 @@ AGENT = {
     "memory_mib": 16,
     "pids_max": 4,
     "output_max_bytes": 100,
+    "restart": "no",
+    "max_restarts": 0,
+    "session": "",
 }
+BOOT = "one boot"
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> State:
     """The state of a guest that has just booted."""
-    return State(str(tmp_path / "guestd"))
+    return State(str(tmp_path / "guestd"), BOOT)
 
 
 @pytest.fixture
@@ -50,11 +54,38 @@ def test_a_restarted_guestd_finds_its_state(state: State) -> None:
     state.put_configuration({"hostname": "box"})
     state.put_failure(GuestFault("first", "one"))
     state.put_failure(GuestFault("second", "two"))
-    again = State(state.folder)
+    again = State(state.folder, BOOT)
     failure = again.load_failure()
     assert (again.is_new, again.load_configuration()) == (False, {"hostname": "box"})
     assert failure is not None
     assert (failure.code, failure.message) == ("first", "one")
+
+
+def test_another_boot_begins_anew(state: State, files: AgentFiles, tmp_path: Path) -> None:
+    """A kept disk brings nothing of guestd's along but the room it took; what lies beside, and behind symlinks, stays."""
+    kept = tmp_path / "sources" / "0"
+    kept.mkdir(parents=True)
+    state.put_configuration({"hostname": "box"})
+    state.put_failure(GuestFault("first", "one"))
+    files.put_record(Record(RUNNING))
+    Path(state.folder, "link").symlink_to(kept.parent)
+    again = State(state.folder, "another boot")
+    assert (again.is_new, again.load_configuration(), again.load_failure()) == (True, None, None)
+    assert list(Path(state.folder, "agents").iterdir()) == []
+    assert kept.is_dir()
+    assert not State(state.folder, "another boot").is_new
+
+
+@pytest.mark.parametrize("left", [None, "", "half"])
+def test_a_boot_that_was_cut_short_is_another(state: State, left: str | None) -> None:
+    """Without its whole name a boot's state is nobody's: a crash while it was written leaves nothing to believe."""
+    state.put_configuration({"hostname": "box"})
+    boot = Path(state.folder, "boot")
+    boot.unlink()
+    if left is not None:
+        boot.write_text(left)
+    again = State(state.folder, BOOT)
+    assert (again.is_new, again.load_configuration()) == (True, None)
 
 
 def test_only_root_reads_the_state(state: State, files: AgentFiles) -> None:
@@ -112,10 +143,11 @@ def test_a_record_keeps_its_length(files: AgentFiles) -> None:
     """An end fits where the start was written: a disk that the agent has filled does not matter."""
     files.put_record(Record(RUNNING))
     assert Path(files.record).stat().st_size == RECORD_BYTES
-    files.put_record(Record(TIMED_OUT, exit_code=None, signal=9, message="é" * 10_000, is_truncated=True))
+    files.put_record(Record(TIMED_OUT, exit_code=None, signal=9, message="é" * 10_000, cut=CUT_BY_DISK, restarts=3))
     found = files.load_record()
     assert Path(files.record).stat().st_size == RECORD_BYTES
-    assert (found.state, found.signal, found.is_truncated, found.has_ended) == (TIMED_OUT, 9, True, True)
+    assert (found.state, found.signal, found.cut, found.restarts) == (TIMED_OUT, 9, CUT_BY_DISK, 3)
+    assert found.has_ended
     assert len(json.dumps(found.describe())) < 1000
 
 
