@@ -189,6 +189,8 @@ class Guest:
         if all(record.has_ended for record in self._records.values()):
             self._is_collecting = True
             self._execs.close()
+            # The windows of sessions, and what was opened beside them.
+            Cgroup(f"{self._cgroups}/sessions").kill()
             self._start_packing()
 
     def _on_stop(self, message: Message) -> None:

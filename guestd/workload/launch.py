@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 
 from guestd.workload.confine import NOT_EXECUTABLE, NOT_FOUND, become_agent, build_environment, enter_confinement
 from guestd.workload.files import FAILED, Record
+from guestd.workload.terminal import SESSION_TERM, TIOCSCTTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def launch(agent: Agent, cgroup: Cgroup, output: int) -> tuple[int, Record | None]:
-    """The pid of the agent, which writes to `output`; with its end when its program could not be executed."""
+    """The pid of the agent, which writes to `output`, a terminal if it has a session; with its end when its program could not be
+    executed.
+    """
     reports, report = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -33,12 +37,14 @@ def _become(agent: Agent, cgroup: Cgroup, output: int, report: int) -> NoReturn:
     code_if_missing, step = NOT_EXECUTABLE, "it cannot be confined"
     try:
         enter_confinement(cgroup)
-        _connect(output)
+        _connect(output, is_terminal=bool(agent.session))
         become_agent()
         step = f"its working directory {agent.workdir} cannot be entered"
         os.chdir(agent.workdir)
         code_if_missing, step = NOT_FOUND, f"its program {agent.command[0]} cannot be executed"
-        os.execvpe(agent.command[0], agent.command, build_environment(agent.env, secrets=agent.secrets))  # noqa: S606
+        term = SESSION_TERM if agent.session else ""
+        env = build_environment(agent.env, term=term, secrets=agent.secrets)
+        os.execvpe(agent.command[0], agent.command, env)  # noqa: S606
     except (OSError, ValueError) as error:
         code = code_if_missing if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         reason = error.strerror if isinstance(error, OSError) else error
@@ -47,8 +53,10 @@ def _become(agent: Agent, cgroup: Cgroup, output: int, report: int) -> NoReturn:
         os._exit(NOT_EXECUTABLE)
 
 
-def _connect(output: int) -> None:
-    """Nothing to read, one place to write to. Descriptors above 2 close themselves at the execve."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+def _connect(output: int, *, is_terminal: bool) -> None:
+    """One place to write to; nothing to read but a terminal's keys. Descriptors above 2 close themselves at the execve."""
+    if is_terminal:
+        fcntl.ioctl(output, TIOCSCTTY, 0)
+    os.dup2(output if is_terminal else os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)

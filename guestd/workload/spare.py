@@ -12,6 +12,7 @@ import os
 
 from guestd.workload.aside import DESCRIPTORS_MAX
 from guestd.workload.confine import NOT_EXECUTABLE, NOT_FOUND, ROOT, become_agent, enter_confinement
+from guestd.workload.terminal import TIOCSCTTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ OOM_SCORE_ADJ = 500
 REQUEST_BYTES = 64 * 1024
 # Of a name in a report, which is read at once.
 NAME_CHARS_MAX = 200
-
-_TIOCSCTTY = 0x540E
 
 
 class Spare:
@@ -113,7 +112,7 @@ def _close_all_but(first: int, second: int) -> None:
 def _take_terminal(path: str) -> None:
     """The terminal controls this session and is all three streams."""
     terminal = os.open(path, os.O_RDWR)
-    fcntl.ioctl(terminal, _TIOCSCTTY, 0)
+    fcntl.ioctl(terminal, TIOCSCTTY, 0)
     for number in range(3):
         os.dup2(terminal, number)
     os.close(terminal)

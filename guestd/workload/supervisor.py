@@ -28,6 +28,7 @@ from guestd.workload.restarting import Restarts
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from guestd.configuration import Agent
+    from guestd.workload.session import Session
 
 READ_BYTES = 64 * 1024
 # What a pipe can hold at most: that much may have been written before the last process ended.
@@ -62,6 +63,9 @@ class _Supervision:
         self._nudges = nudges
         self._output = os.open(files.output, os.O_WRONLY | os.O_CLOEXEC)
         self._control = os.open(files.control, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._session: Session | None = None
+        # What its owner should know of an agent that runs.
+        self._running_message = ""
         self._restarts = Restarts(agent.restart, agent.max_restarts)
         self._started_at_s = time.monotonic()
         # What the owner has said, while no start could hear it.
@@ -72,6 +76,24 @@ class _Supervision:
 
     def run(self) -> Record:
         """The end of the agent, when nothing of it runs any more and all of its output is in the file."""
+        if self._agent.session:
+            self._open_session()
+        try:
+            return self._run_all()
+        finally:
+            if self._session is not None:
+                self._session.close()
+
+    def _open_session(self) -> None:
+        # Only an agent that has one pays for these imports.
+        from guestd.workload.session import Session, has_tmux  # noqa: PLC0415
+
+        self._session = Session(self._agent.session, self._files.output)
+        if not has_tmux():
+            self._running_message = "its image has no tmux: nobody can attach to its session"
+            self._put(RUNNING)
+
+    def _run_all(self) -> Record:
         while True:
             began_at_s = time.monotonic()
             record = self._run_once()
@@ -87,11 +109,8 @@ class _Supervision:
 
     def _run_once(self) -> Record:
         self._cgroup.create(pids_max=self._agent.pids_max, memory_mib=self._agent.memory_mib)
-        self._pipe, pipe_end = os.pipe()
         self._poll = select.poll()
-        pid, failure = launch(self._agent, self._cgroup, pipe_end)
-        os.close(pipe_end)
-        os.set_blocking(self._pipe, False)
+        pid, failure = self._launch()
         ending = Ending(time.monotonic(), self._left_s(), self._agent.grace_period_s)
         status = self._watch(pid, ending)
         has_left = self._finish(ending)
@@ -99,11 +118,36 @@ class _Supervision:
         for _ in range(PIPE_BYTES_MAX // READ_BYTES):
             if not self._keep_output():
                 break
-        os.close(self._pipe)
+        if self._session is None:
+            os.close(self._pipe)
         record = failure or self._judge(status, ending, has_left=has_left)
         record.restarts, record.cut = self._restarts.count, self._cut
         self._cgroup.remove()
         return record
+
+    def _launch(self) -> tuple[int, Record | None]:
+        if self._session is None:
+            self._pipe, pipe_end = os.pipe()
+            launched = launch(self._agent, self._cgroup, pipe_end)
+            os.close(pipe_end)
+            os.set_blocking(self._pipe, False)
+            return launched
+        self._pipe = self._session.master
+        self._session.reset()
+        launched = launch(self._agent, self._cgroup, self._session.slave)
+        self._session.watch(self._poll)
+        if self._restarts.count == 0 and not self._running_message:
+            self._start_window()
+        return launched
+
+    def _start_window(self) -> None:
+        from guestd.workload.session import start_window  # noqa: PLC0415
+
+        try:
+            start_window(self._agent.session, os.path.dirname(self._cgroup.path), self._agent.env)
+        except OSError as error:
+            self._running_message = f"its session cannot be shown: {error.strerror}"
+            self._put(RUNNING)
 
     def _left_s(self) -> float:
         """Of the timeout, which counts from the first start; 0 for none."""
@@ -118,15 +162,22 @@ class _Supervision:
         until_s = min(start_at_s, timeout_at_s)
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
+        if self._session is not None:
+            self._session.watch(poll)
         while (wait_s := until_s - time.monotonic()) > 0:
-            if poll.poll(math.ceil(wait_s * 1000)):
+            ready = {found for found, _ in poll.poll(math.ceil(wait_s * 1000))}
+            if self._control in ready:
                 os.read(self._control, CONTROL_BYTES)
                 return EXITED
+            if self._session is not None:
+                self._session.take(ready, poll)
         return RUNNING if start_at_s < timeout_at_s else TIMED_OUT
 
     def _put(self, state: str, last: Record | None = None) -> None:
         """Put on record how the agent is now; a restart is told with how it ended before."""
         record = Record(state, cut=self._cut, restarts=self._restarts.count)
+        if state == RUNNING:
+            record.message = self._running_message
         if last is not None:
             record.exit_code, record.signal, record.message = last.exit_code, last.signal, last.message
         self._files.put_record(record)
@@ -179,6 +230,8 @@ class _Supervision:
         }
         if self._control in ready:
             self._take_control(ending)
+        if self._session is not None:
+            self._session.take(ready, self._poll)
         if self._pipe in ready and self._keep_output() == 0:
             self._poll.unregister(self._pipe)
         return ready
@@ -196,6 +249,8 @@ class _Supervision:
             return None
         if content and not self._cut:
             self._store(content)
+        if content and self._session is not None:
+            self._session.show(content, self._poll)
         return len(content)
 
     def _store(self, content: bytes) -> None:

@@ -11,6 +11,10 @@ from guestd import AGENT_ID
 # What the kernel's struct winsize holds; far more than any screen.
 CELLS_MAX = 65535
 
+# What a terminal is that tmux shows.
+SESSION_TERM = "tmux-256color"
+
+TIOCSCTTY = 0x540E
 _TIOCSWINSZ = 0x5414
 _WINSIZE = struct.Struct("=HHHH")
 

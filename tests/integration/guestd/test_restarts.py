@@ -1,9 +1,11 @@
 """Supervisors that start their agents again, for real, without a VM."""
 
+import contextlib
 import json
 import os
 import select
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from guestd.configuration import Agent
+from guestd.relay import FRAME, KEYS, SIZE
 from guestd.state import State
 from guestd.workload import take_lock
 from guestd.workload.crew import Crew
@@ -72,6 +75,12 @@ class Supervised:
         self._see(record)
         return record
 
+    def until_output(self, content: bytes) -> None:
+        give_up_at_s = time.monotonic() + PATIENCE_S
+        while content not in self.output():
+            assert time.monotonic() < give_up_at_s, self.output()
+            select.select([self.nudges], [], [], 0.1)
+
     def stop(self) -> None:
         control = os.open(self.files.control, os.O_RDWR | os.O_NONBLOCK)
         os.write(control, b"\n")
@@ -91,6 +100,10 @@ class Supervised:
             self.stop()
             os.waitpid(self._pid, 0)
         self.cgroup.remove()
+        windows = UnlimitedCgroup(f"{self.cgroups}/sessions")
+        windows.kill()
+        while not windows.remove():
+            pass
         os.close(self.nudges)
 
     def _see(self, record: Record) -> None:
@@ -103,6 +116,7 @@ def supervised(tmp_path: Path) -> Iterator[Supervised]:
     """An agent that is to be started; nothing of it is left."""
     cgroups = find_unified() / f"bedplate-test-{os.getpid()}"
     cgroups.mkdir()
+    Path("/run/bedplate").mkdir(exist_ok=True)
     made = Supervised(tmp_path, cgroups)
     yield made
     made.close()
@@ -187,3 +201,62 @@ def test_ignored_signals_are_no_agents(supervised: Supervised) -> None:
     supervised.start("grep SigIgn /proc/self/status", restart="no")
     supervised.until(EXITED)
     assert supervised.output() == b"SigIgn:\t0000000000000000\n"
+
+
+def test_a_session_is_a_terminal_that_logs_exact_bytes(supervised: Supervised) -> None:
+    """It has a size that a viewer can change, takes keys, answers Ctrl-C, and its log has the newlines that were written."""
+    supervised.start(
+        "trap 'echo int; exit 4' INT; tty; read x; echo got $x; stty size; sleep 1000 & wait",
+        session="watch",
+        restart="no",
+    )
+    with viewer() as seen:
+        seen.sendall(FRAME.pack(SIZE, 101, 33) + FRAME.pack(KEYS, 3, 0) + b"hi\n")
+        supervised.until_output(b"33 101\n")
+        seen.sendall(FRAME.pack(KEYS, 1, 0) + b"\x03")
+        record = supervised.until(EXITED)
+    assert record.exit_code == 4
+    lines = supervised.output().split(b"\n")
+    assert (lines[0][:9], lines[-2:]) == (b"/dev/pts/", [b"^Cint", b""])
+    assert b"got hi" in lines
+    assert b"\r" not in supervised.output()
+
+
+def test_a_viewer_harms_nothing(supervised: Supervised) -> None:
+    """Frames that make no sense and a viewer that reads nothing cost their connection only; the log is whole."""
+    script = "read x; head -c 900 /dev/zero | tr '\\0' y; exit 0"
+    supervised.start(script, session="watch", restart="no")
+    with viewer() as silent, viewer() as wild:
+        wild.sendall(b"\xff" * 100)
+        assert wild.recv(1000) == b""
+        silent.sendall(FRAME.pack(KEYS, 1, 0) + b"\n")
+        assert supervised.until(EXITED).exit_code == 0
+    assert supervised.output() == b"\n" + b"y" * 900
+
+
+def test_a_session_goes_on_over_restarts(supervised: Supervised) -> None:
+    """The same viewer sees the next start, on a terminal that is as it was at first."""
+    supervised.start("stty raw; echo start; exit 1", session="watch", max_restarts=1)
+    with viewer() as seen:
+        record = supervised.until(EXITED)
+        heard = b""
+        while content := seen.recv(1000):
+            heard += content
+    assert (record.exit_code, record.restarts) == (1, 1)
+    assert heard.count(b"start\n") == 2
+
+
+@contextlib.contextmanager
+def viewer() -> Iterator[socket.socket]:
+    """A connection to the session `watch`, as the relay in its tmux window has one."""
+    give_up_at_s = time.monotonic() + PATIENCE_S
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE_S)
+        while True:
+            try:
+                connection.connect("/run/bedplate/session-watch")
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert time.monotonic() < give_up_at_s
+                continue
+            break
+        yield connection
