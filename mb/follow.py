@@ -1,7 +1,7 @@
 """Follows one sandbox to its end: its progress, and the output of all its agents at once."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from fleet.errors import BedplateError, NotFoundError, UnavailableError
@@ -11,6 +11,7 @@ from mb.client import Client
 from mb.live import OutputRange
 from mb.render.output import OutputPrinter
 from mb.resume import Notify, read_output, watch_sandbox
+from mb.secrets import awaits_secrets, send_secrets
 
 # When a sandbox has ended its host holds all of its output; what is not here by then is slow, or lost with the host.
 OUTPUT_REST_S = 60.0
@@ -19,14 +20,23 @@ _OVER = ENDED_PHASES | {Phase.REMOVING}
 
 
 async def follow_sandbox(
-    client: Client, sandbox: Sandbox, printer: OutputPrinter, show: Callable[[Sandbox], None], notify: Notify
+    client: Client,
+    sandbox: Sandbox,
+    printer: OutputPrinter,
+    show: Callable[[Sandbox], None],
+    notify: Notify,
+    *,
+    secrets: Mapping[str, bytes],
 ) -> Sandbox:
-    """The sandbox as it ended; until then `show` sees it after every change and `printer` its agents' output."""
+    """The sandbox as it ended; until then `show` sees it after every change and `printer` its agents' output.
+
+    Whenever it waits for secrets they are sent: a host that was started again has forgotten them.
+    """
     names = [agent.name for agent in sandbox.spec.agents]
     try:
         async with asyncio.TaskGroup() as group:
             outputs = [group.create_task(_print_output(client, sandbox, name, printer, notify)) for name in names]
-            last = await _watch_to_end(client, sandbox, show, notify)
+            last = await watch_to_end(client, sandbox, show, notify, secrets=secrets)
             _, unread = await asyncio.wait(outputs, timeout=OUTPUT_REST_S)
             for output in unread:
                 notify(f"some output is still missing: mb logs {sandbox.spec.name}")
@@ -66,11 +76,21 @@ async def wait_removed(client: Client, sandbox: Sandbox, notify: Notify) -> None
         return
 
 
-async def _watch_to_end(client: Client, sandbox: Sandbox, show: Callable[[Sandbox], None], notify: Notify) -> Sandbox:
+async def watch_to_end(
+    client: Client,
+    sandbox: Sandbox,
+    show: Callable[[Sandbox], None],
+    notify: Notify,
+    *,
+    secrets: Mapping[str, bytes],
+) -> Sandbox:
+    """The sandbox as it ended; until then `show` sees it after every change, and `secrets` are sent when it waits for them."""
     last = sandbox
     try:
         async for last in watch_sandbox(client, sandbox.sandbox_id, notify):
             show(last)
+            if secrets and awaits_secrets(last):
+                await send_secrets(client, last, secrets, notify)
             if last.phase in _OVER:
                 break
     except NotFoundError:

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,12 +30,13 @@ class PackedSource:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A jcard that became a spec."""
+    """A jcard that became a spec; the values of its secrets go their own way."""
 
     path: Path
     spec: SandboxSpec
     sources: tuple[PackedSource, ...]
     notes: tuple[str, ...]
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def prepared(path: Path, *, name: str = "", keep_tars: bool = False) -> Iterator
 
     Raises NotFoundError `jcard_missing`, or JcardError with every fault.
     """
-    file = path / JCARD_FILE if path.is_dir() else path
+    file = _file_of(path)
     jcard = _load(file, os.environ)
     if name:
         jcard = _rename(jcard, name)
@@ -60,7 +61,26 @@ def prepared(path: Path, *, name: str = "", keep_tars: bool = False) -> Iterator
         found = find_faults(jcard, spec)
         if found:
             raise JcardError(file, found)
-        yield Prepared(file, spec, tuple(sources), jcard.notes)
+        yield Prepared(file, spec, tuple(sources), jcard.notes, jcard.secrets)
+
+
+def load_jcard(path: Path) -> Jcard:
+    """The jcard at `path` for its name and its secrets, unpacked; raises JcardError for faults in these, or in its syntax."""
+    file = _file_of(path)
+    jcard = _load(file, os.environ)
+    faults = [fault for fault in jcard.faults if fault.field.split(".")[0] in ("", "name", "secrets")]
+    if faults:
+        raise JcardError(file, faults)
+    return jcard
+
+
+def has_jcard(path: Path) -> bool:
+    """Whether `path` is a jcard or a folder with one."""
+    return _file_of(path).is_file()
+
+
+def _file_of(path: Path) -> Path:
+    return path / JCARD_FILE if path.is_dir() else path
 
 
 def _load(file: Path, environment: Mapping[str, str]) -> Jcard:

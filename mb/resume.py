@@ -5,12 +5,18 @@ from collections.abc import AsyncIterator, Callable
 
 from fleet.errors import BedplateError, UnavailableError
 from fleet.model.assignment import Sandbox
+from fleet.model.event import Event
 from mb.client import Client
 from mb.live import Chunk, OutputRange
 
 # About a minute in all: a scheduler that restarts is back long before.
 RECONNECTS_MAX = 14
 RECONNECT_S_MIN, RECONNECT_S_MAX = 0.5, 5.0
+
+# Events that are remembered so that a stream that is opened again tells none twice.
+TOLD_MAX = 10_000
+# How far the clocks of those who record events may be apart: what is a little older may still be news.
+CLOCKS_MS = 60_000
 
 Notify = Callable[[str], None]
 
@@ -75,6 +81,33 @@ async def read_output(
             if not follow:
                 return
             raise UnavailableError("output_cut", "the output ended early", "read on with --offset")
+        except BedplateError as error:
+            await reconnects.retry_after(error)
+
+
+async def read_events(
+    client: Client, name: str, since_ms: int, *, follow: bool, notify: Notify
+) -> AsyncIterator[Event]:
+    """Events since a moment, each once, through broken connections; with `follow` without an end."""
+    reconnects = Reconnects(notify)
+    # What was told is sent again by a stream that is opened again.
+    told: set[tuple[str, int]] = set()
+    newest_ms = 0
+    while True:
+        try:
+            async for event in client.live.read_events(name, max(since_ms, newest_ms - CLOCKS_MS), follow=follow):
+                reconnects.succeed()
+                identity = (event.origin, event.seq)
+                if identity in told:
+                    continue
+                newest_ms = max(newest_ms, event.at_ms)
+                if len(told) >= TOLD_MAX:
+                    told.clear()
+                told.add(identity)
+                yield event
+            if not follow:
+                return
+            raise UnavailableError("events_cut", "the events ended early", "follow them again")
         except BedplateError as error:
             await reconnects.retry_after(error)
 

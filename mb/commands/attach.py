@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fleet.errors import ConflictError
-from mb.commands.options import agent_argument, call, examples, find_agent, name_argument
+from mb.commands.options import agent_argument, call, examples, find_agent, name_argument, notify
 from mb.commands.programs import run_program
 from mb.exits import Exit
 from mb.program import Program
@@ -55,9 +55,6 @@ async def _attach(client: "Client", name: str, agent: str) -> int:
 async def _follow(client: "Client", sandbox: "Sandbox", agent: str) -> int:
     from mb.live import OutputRange  # noqa: PLC0415 (imports gRPC)
     from mb.resume import read_output  # noqa: PLC0415
-
-    def notify(text: str) -> None:
-        click.echo(text, err=True)
 
     notify(f"{agent} has no session, so its output follows, read-only; session in its jcard gives it a terminal")
     printer = OutputPrinter(sys.stdout, prefix=False)

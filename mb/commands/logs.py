@@ -14,6 +14,7 @@ from mb.commands.options import (
     find_agent,
     json_option,
     name_argument,
+    notify,
     print_json,
     print_json_line,
 )
@@ -73,15 +74,15 @@ def command(
 
         sandbox = await client.get_sandbox(name)
         sink.agent = find_agent(sandbox, agent).name
-        async for chunk in read_output(client, sandbox.sandbox_id, sink.agent, wanted, follow=follow, notify=_notify):
+        async for chunk in read_output(client, sandbox.sandbox_id, sink.agent, wanted, follow=follow, notify=notify):
             sink.take(chunk)
-        return await (wait_result(client, sandbox, sink.agent, _notify) if follow else client.get_sandbox(name))
+        return await (wait_result(client, sandbox, sink.agent, notify) if follow else client.get_sandbox(name))
 
     sandbox = call(ctx, read)
     sink.finish(wanted.offset)
     for status in sandbox.status.agents if sandbox.status else ():
         if status.name == sink.agent and status.output_truncated:
-            _notify(f"{sink.agent}: {render_cut(status)}; what it printed after that is gone")
+            notify(f"{sink.agent}: {render_cut(status)}; what it printed after that is gone")
 
 
 def _wanted(offset: int, since: str, tail: int | None) -> "OutputRange":
@@ -139,7 +140,3 @@ class _JsonSink:
         printed = {"agent": self.agent, "offset": offset, "next_offset": self._next, "text": "".join(self._texts)}
         self._texts.clear()
         (print_json_line if self._is_live else print_json)(printed)
-
-
-def _notify(text: str) -> None:
-    click.echo(text, err=True)

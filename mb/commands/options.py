@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; errors too, on stderr.")
 name_argument = click.argument("name")
+names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...")
 agent_argument = click.argument("agent", default="")
 
 
@@ -74,6 +75,21 @@ def find_agent(sandbox: "Sandbox", name: str) -> "Agent":
     raise InvalidSpecError("agent_unknown", message, f"name one of: {names}", field="AGENT")
 
 
+class WaitedLongEnough(Exception):  # noqa: N818 (an outcome that was asked for)
+    """What was waited for had not come when the time was over."""
+
+
+async def within(seconds: float | None, waiting: Awaitable[T]) -> T:
+    """What `waiting` gives, within so many seconds; raises WaitedLongEnough. None waits for ever."""
+    import asyncio  # noqa: PLC0415 (offline verbs do without)
+
+    try:
+        async with asyncio.timeout(seconds):
+            return await waiting
+    except TimeoutError as error:
+        raise WaitedLongEnough from error
+
+
 def print_json(value: Any) -> None:
     """Prints `value` as JSON."""
     click.echo(json.dumps(value, indent=2))
@@ -82,3 +98,10 @@ def print_json(value: Any) -> None:
 def print_json_line(value: Any) -> None:
     """Prints `value` as JSON on one line, at once: for streams of objects."""
     click.echo(json.dumps(value))
+
+
+def notify(text: str) -> None:
+    """One note on stderr, within 80 columns."""
+    from mb.render.text import flow  # noqa: PLC0415 (most verbs need none)
+
+    click.echo("\n".join(flow("", text)), err=True)

@@ -12,8 +12,9 @@ from fleet.errors import UnavailableError
 from fleet.model.ids import SandboxId, is_sandbox_id, make_sandbox_id
 from fleet.model.sandbox import Phase
 from fleet.model.units import MIB, render_bytes
-from mb.commands.options import call, examples, json_option, print_json
+from mb.commands.options import WaitedLongEnough, call, examples, json_option, print_json, within
 from mb.exits import Exit
+from mb.moments import parse_span_s
 from mb.prepare import PackedSource, Prepared, prepared
 from mb.render.output import OutputPrinter
 from mb.render.progress import Progress, render_summary
@@ -42,26 +43,49 @@ _EXAMPLES = examples(
 @click.option("--detach", is_flag=True, help="Do not wait for its end.")
 @click.option("--rm", "remove", is_flag=True, help="Destroy it when it has ended, results included.")
 @click.option("--id", "sandbox_id", default="", help="The id of an earlier try: the same request is the same sandbox.")
+@click.option("--wait-timeout", default="", metavar="SPAN", help="Let go after this long, such as 90s; exit 124.")
 @json_option
 @click.pass_context
 def command(
-    ctx: click.Context, path: Path, *, name: str, detach: bool, remove: bool, sandbox_id: str, as_json: bool
+    ctx: click.Context,
+    path: Path,
+    *,
+    name: str,
+    detach: bool,
+    remove: bool,
+    sandbox_id: str,
+    wait_timeout: str,
+    as_json: bool,
 ) -> None:
     """Start a sandbox from the jcard at PATH (a file or its folder; default: here) and follow it to its end.
 
     Agents' output goes to stdout, progress to stderr. With --json stdout holds one object, the sandbox as it ended, and output
-    goes to stderr too. Ctrl-C lets go: the sandbox runs on.
+    goes to stderr too. Ctrl-C lets go: the sandbox runs on. The jcard's secrets are sent whenever the sandbox waits for them; with
+    --detach mb returns once they are there.
     """
     if detach and remove:
         raise click.UsageError("--detach and --rm exclude each other")
     if sandbox_id and not is_sandbox_id(sandbox_id):
         raise click.BadParameter("an id is 12 characters of a-z and 2-7", param_hint="--id")
-    run = _Run(SandboxId(sandbox_id) or make_sandbox_id(secrets.token_bytes), Progress(sys.stderr), as_json)
+    wait_s = parse_span_s(wait_timeout, "--wait-timeout") if wait_timeout else None
+    run = _Run(
+        SandboxId(sandbox_id) or make_sandbox_id(secrets.token_bytes),
+        Progress(sys.stderr),
+        as_json=as_json,
+        removes=remove,
+    )
     try:
         with prepared(path, name=name, keep_tars=True) as found:
             sandbox = call(ctx, lambda client: run.start(client, found))
         if not detach:
-            sandbox = call(ctx, lambda client: run.follow(client, sandbox, remove=remove))
+            sandbox = call(ctx, lambda client: within(wait_s, run.follow(client, sandbox)))
+        elif found.spec.secrets:
+            sandbox = call(ctx, lambda client: within(wait_s, run.deliver(client, sandbox)))
+        if remove:
+            call(ctx, lambda client: run.destroy(client, sandbox))
+    except WaitedLongEnough:
+        run.let_go()
+        ctx.exit(Exit.TIMED_OUT)
     except KeyboardInterrupt:
         run.let_go()
         ctx.exit(Exit.INTERRUPTED)
@@ -76,14 +100,17 @@ def command(
 class _Run:
     """One `mb up` under way."""
 
-    def __init__(self, sandbox_id: SandboxId, progress: Progress, as_json: bool) -> None:
+    def __init__(self, sandbox_id: SandboxId, progress: Progress, *, as_json: bool, removes: bool) -> None:
         self._sandbox_id = sandbox_id
         self._progress = progress
         self._as_json = as_json
+        self._removes = removes
         self._created: Sandbox | None = None
+        self._secrets: dict[str, bytes] = {}
 
     async def start(self, client: "Client", found: Prepared) -> "Sandbox":
         """Sends what the fleet does not hold, then asks for the sandbox."""
+        self._secrets = {name: found.secrets[name].encode() for name in found.spec.secrets}
         for note in found.notes:
             self._progress.say(f"note: {note}")
         for source in found.sources:
@@ -92,19 +119,30 @@ class _Run:
         self._progress.say(f"sandbox {found.spec.name} ({self._sandbox_id}) is asked for")
         return self._created
 
-    async def follow(self, client: "Client", sandbox: "Sandbox", *, remove: bool) -> "Sandbox":
-        """Follows it to its end, sums it up and, if asked to, removes it."""
-        from mb.follow import follow_sandbox, wait_removed  # noqa: PLC0415 (imports gRPC)
+    async def follow(self, client: "Client", sandbox: "Sandbox") -> "Sandbox":
+        """Follows it to its end and sums it up."""
+        from mb.follow import follow_sandbox  # noqa: PLC0415 (imports gRPC)
 
         stream = sys.stderr if self._as_json else sys.stdout
         printer = OutputPrinter(stream, prefix=len(sandbox.spec.agents) > 1)
-        sandbox = await follow_sandbox(client, sandbox, printer, self._progress.show, self._progress.say)
-        click.echo("\n".join(render_summary(sandbox)), err=True)
-        if remove:
-            await client.destroy_sandbox(sandbox.sandbox_id)
-            await wait_removed(client, sandbox, self._progress.say)
-            self._progress.say("destroyed; nothing is left of it")
+        show, say = self._progress.show, self._progress.say
+        sandbox = await follow_sandbox(client, sandbox, printer, show, say, secrets=self._secrets)
+        click.echo("\n".join(render_summary(sandbox, is_kept=not self._removes)), err=True)
         return sandbox
+
+    async def deliver(self, client: "Client", sandbox: "Sandbox") -> "Sandbox":
+        """Waits until it asks for its secrets, and sends them."""
+        from mb.secrets import deliver_secrets  # noqa: PLC0415 (imports gRPC)
+
+        return await deliver_secrets(client, sandbox, self._secrets, self._progress.show, self._progress.say)
+
+    async def destroy(self, client: "Client", sandbox: "Sandbox") -> None:
+        """Removes it, and returns once nothing of it is left."""
+        from mb.follow import wait_removed  # noqa: PLC0415 (imports gRPC)
+
+        await client.destroy_sandbox(sandbox.sandbox_id)
+        await wait_removed(client, sandbox, self._progress.say)
+        self._progress.say("destroyed; nothing is left of it")
 
     def let_go(self) -> None:
         """Says how to go on after an interruption."""
@@ -112,7 +150,8 @@ class _Run:
             self._progress.say(f"interrupted; mb up --id {self._sandbox_id} goes on with the same sandbox")
             return
         name = self._created.spec.name
-        self._progress.say(f"let go; {name} runs on: mb logs {name} --follow, mb status {name}, mb stop {name}")
+        waits = f" (until its secrets are sent: mb secret send {name} JCARD)" if self._secrets else ""
+        self._progress.say(f"let go; {name} runs on{waits}: mb logs {name} --follow, mb status {name}, mb stop {name}")
 
     async def _send(self, client: "Client", source: PackedSource) -> None:
         packed, size = source.packed, render_bytes(source.packed.size_bytes)

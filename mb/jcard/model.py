@@ -1,7 +1,7 @@
 """What a jcard says once it is read, and the error that carries everything wrong in one."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleet.errors import InvalidSpecError
@@ -23,7 +23,8 @@ class Shared:
 class Jcard:
     """A jcard as read: its spec, in which the sources are still to come, and all that was noticed on the way.
 
-    `agent_fields` holds how the user wrote each agent's table: `agent`, or `[[agents]][0]` and so on.
+    `agent_fields` holds how the user wrote each agent's table: `agent`, or `[[agents]][0]` and so on; `secrets` the values of
+    the secrets whose names are in the spec, shown to nobody.
     """
 
     spec: SandboxSpec
@@ -31,6 +32,7 @@ class Jcard:
     agent_fields: tuple[str, ...]
     notes: tuple[str, ...]
     faults: tuple[FieldRefusal, ...]
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class JcardError(InvalidSpecError):

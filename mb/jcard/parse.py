@@ -59,15 +59,17 @@ def parse_jcard(text: str, folder: Path, environment: Mapping[str, str]) -> Jcar
     resources = _read_resources(root)
     network = _read_network(root, notes)
     shared = tuple(_read_shared(table, folder) for table in root.tables("shared"))
-    secrets = tuple(root.variables("secrets"))
+    secrets = root.variables("secrets")
     labels = tuple(Label(name, value) for name, value in root.variables("requires").items())
     tables = _agent_tables(root)
     workdir = shared[0].guest if shared and shared[0].guest else DEFAULT_WORKDIR
     memory_mib = max(min(AGENT_MEMORY_MIB, resources.memory_mib), AGENT_MEMORY_MIB_MIN)
     agents = _name_agents([_read_agent(table, folder, workdir, memory_mib, notes) for table in tables])
     root.finish()
-    spec = SandboxSpec(name, image, resources, network, agents=agents, require_labels=labels, secrets=secrets)
-    return Jcard(spec, shared, tuple(table.name for table in tables), tuple(dict.fromkeys(notes)), tuple(faults))
+    spec = SandboxSpec(name, image, resources, network, agents=agents, require_labels=labels, secrets=tuple(secrets))
+    return Jcard(
+        spec, shared, tuple(table.name for table in tables), tuple(dict.fromkeys(notes)), tuple(faults), secrets
+    )
 
 
 def to_label(text: str) -> str:

@@ -9,9 +9,11 @@ import click
 from fleet.model.assignment import Sandbox
 from fleet.model.sandbox import ENDED_AGENT_PHASES, Phase
 from mb.render.sandbox import list_stages, render_agent_end, render_refusal, render_stages
-from mb.render.text import clean, count, is_coloured, paint, render_span, wrap
+from mb.render.text import count, flow, is_coloured, paint, render_span, wrap
 
 Clock = Callable[[], float]
+# "[   1.5 s] ": what a line begins with.
+STAMP_CHARS = 11
 
 
 class Progress:
@@ -28,13 +30,16 @@ class Progress:
         """One line with the time."""
         stamp = f"[{self._clock_s() - self._started_s:6.1f} s]"
         stamp = paint(stamp, "cyan") if is_coloured(self._stream) else stamp
-        click.echo(f"{stamp} {clean(text)}", file=self._stream)
+        lines = flow(" " * STAMP_CHARS, text)
+        click.echo("\n".join([f"{stamp} {lines[0][STAMP_CHARS:]}", *lines[1:]]), file=self._stream)
 
     def show(self, sandbox: Sandbox) -> None:
         """Says what is new about a sandbox."""
         refusal = render_refusal(sandbox)
         if refusal not in ("", self._refusal):
             self.say(f"pending: {refusal}")
+            for reason in sandbox.refusal.reasons if sandbox.refusal else ():
+                self.say(f"  {reason.code}: {reason.message}")
         self._refusal = refusal
         for line in _render_events(sandbox):
             if line not in self._said:
@@ -47,8 +52,8 @@ class Progress:
 _LOST = "lost: its host is not heard of; waiting for it"
 
 
-def render_summary(sandbox: Sandbox) -> list[str]:
-    """How a sandbox ended, how long its stages took, and what to do with it next."""
+def render_summary(sandbox: Sandbox, *, is_kept: bool = True) -> list[str]:
+    """How a sandbox ended, how long its stages took, and what to do with it next, when it `is_kept`."""
     name = sandbox.spec.name
     agents = sandbox.status.agents if sandbox.status else ()
     ends = ", ".join(f"{agent.name} {render_agent_end(agent)}" for agent in agents)
@@ -61,8 +66,14 @@ def render_summary(sandbox: Sandbox) -> list[str]:
     artifact = sandbox.status.artifact if sandbox.status else None
     if artifact is not None:
         lines += wrap("changes", count(artifact.changes, "path"))
-        lines += [f"{'next':13}mb diff {name}", f"{'':13}mb get {name}"]
-    return [*lines, f"{'' if artifact else 'next':13}mb destroy {name}"]
+    if not is_kept:
+        return lines
+    steps = [f"mb diff {name}", f"mb get {name}"] if artifact is not None else []
+    steps += [f"mb start {name}"] if sandbox.phase is Phase.STOPPED else []
+    return [
+        *lines,
+        *(f"{'' if index else 'next':13}{step}" for index, step in enumerate([*steps, f"mb destroy {name}"])),
+    ]
 
 
 def _render_events(sandbox: Sandbox) -> Iterator[str]:

@@ -26,10 +26,9 @@ from fleet.rpc import start_server
 from hostd.api.changes import Changes
 from provisioning.embedded.etcd import LOOPBACK
 from provisioning.embedded.pki import tls_files
+from scheduler.api.permissions import PERMISSIONS
 from tests.integration.mb.parts import OWN_TERMINAL
 
-_ANYONE = frozenset({Role.TENANT, Role.OPERATOR})
-_SERVICES = ("Sandbox", "Exec", "Secret", "Usage", "Event", "Output")
 READ_BYTES = 64 * 1024
 
 
@@ -55,7 +54,6 @@ class Desk:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Desk"]:
         """Serves within the context."""
-        roles = {f"bedplate.sandbox.v1.{name}Service": _ANYONE for name in _SERVICES}
 
         def register(server: Any) -> None:
             service_pb2_grpc.add_SandboxServiceServicer_to_server(_Sandboxes(self), server)
@@ -66,7 +64,7 @@ class Desk:
             event_pb2_grpc.add_EventServiceServicer_to_server(_Events(self), server)
 
         server, port = await start_server(
-            f"{LOOPBACK}:0", tls_files(self.pki, Role.SCHEDULER, "scheduler"), roles, register
+            f"{LOOPBACK}:0", tls_files(self.pki, Role.SCHEDULER, "scheduler"), PERMISSIONS, register
         )
         self.address = f"{LOOPBACK}:{port}"
         try:

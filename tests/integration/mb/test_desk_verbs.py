@@ -1,0 +1,210 @@
+"""Verbs about running and ended sandboxes as processes of their own, against the API over real gRPC."""
+
+import asyncio
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fleet.model.event import Event
+from fleet.model.ids import HostId, Tenant
+from fleet.model.sandbox import AgentPhase, Phase, Reason
+from fleet.model.usage import SandboxUsage
+from mb.exits import Exit
+from tests.integration.mb.desk import Desk
+from tests.integration.mb.parts import Mb, end_of
+from tests.unit.mb.build import NOW_MS, SANDBOX_ID, sandbox
+
+NAME = "fix-tests"
+JCARD = """
+name = "fix-tests"
+[secrets]
+TOKEN = "hush-hush"
+[agent]
+harness = "custom"
+command = ["run"]
+"""
+
+
+@pytest.fixture
+def jcard(tmp_path: Path) -> Path:
+    """A jcard with a secret."""
+    folder = tmp_path / "card"
+    folder.mkdir()
+    (folder / "jcard.toml").write_text(JCARD)
+    return folder
+
+
+def with_secrets(desk: Desk, phase: Phase, *, awaited: bool = False) -> None:
+    """A sandbox that has a secret, and waits for it if `awaited`."""
+    one = sandbox(phase=phase)
+    assert one.status is not None
+    reason = Reason("secrets_awaited", "it waits for TOKEN", "mb secret send") if awaited else None
+    status = replace(one.status, phase=phase, reason=reason, artifact=None)
+    desk.put(replace(one, spec=replace(one.spec, secrets=("TOKEN",)), status=status))
+
+
+async def test_stop_of_an_ended_sandbox_says_so(line: Mb, desk: Desk) -> None:
+    """Nothing changes, and the user hears it."""
+    desk.put(sandbox(phase=Phase.COMPLETED))
+    assert "has ended already (completed); nothing changes" in (await line.run("stop", NAME)).stdout
+    desk.put(sandbox(phase=Phase.RUNNING))
+    assert "is asked to stop" in (await line.run("stop", NAME)).stdout
+
+
+async def test_start_of_what_is_not_stopped(line: Mb, desk: Desk) -> None:
+    """The scheduler's refusal, with its next step; a stopped one starts."""
+    desk.put(sandbox(phase=Phase.RUNNING))
+    refused = await line.run("start", NAME, "--json")
+    assert (refused.code, refused.error()["code"]) == (Exit.ERROR, "not_stopped")
+    desk.put(sandbox(phase=Phase.STOPPED))
+    assert f"mb logs {NAME} --follow" in (await line.run("start", NAME)).stdout
+    assert desk.asked == [("start", NAME)]
+
+
+async def test_start_sends_the_secrets_again(line: Mb, desk: Desk, jcard: Path) -> None:
+    """Without a jcard nothing is started; with one the values go when they are asked for, and are printed nowhere."""
+    with_secrets(desk, Phase.STOPPED)
+    refused = await line.run("start", NAME)
+    assert (refused.code, desk.asked) == (Exit.INVALID, [])
+    assert f"mb start {NAME} PATH" in refused.stderr
+    process = await line.start("start", NAME, jcard)
+    await desk.until(lambda: desk.asked)
+    assert desk.secrets == []
+    with_secrets(desk, Phase.STARTING, awaited=True)
+    ended = await end_of(process)
+    assert (ended.code, desk.secrets) == (0, [{"TOKEN": b"hush-hush"}])
+    assert "hush" not in ended.stdout + ended.stderr
+
+
+async def test_secrets_are_sent_by_hand(line: Mb, desk: Desk, jcard: Path) -> None:
+    """From the jcard named; one without the value is told by name and field."""
+    with_secrets(desk, Phase.STARTING, awaited=True)
+    assert (await line.run("secret", "send", NAME, jcard)).code == 0
+    assert desk.secrets == [{"TOKEN": b"hush-hush"}]
+    (jcard / "jcard.toml").write_text(JCARD.replace("TOKEN", "OTHER"))
+    refused = await line.run("secret", "send", NAME, jcard, "--json")
+    assert (refused.code, refused.error()["code"]) == (Exit.INVALID, "secret_missing")
+
+
+async def test_wait_exits_as_up_does(line: Mb, desk: Desk) -> None:
+    """0 for completed, 3 for another end, 124 when it took too long."""
+    desk.put(sandbox(phase=Phase.RUNNING))
+    late = await line.run("wait", NAME, "--timeout", "100ms")
+    assert (late.code, "runs on" in late.stderr) == (Exit.TIMED_OUT, True)
+    process = await line.start("wait", NAME)
+    desk.put(sandbox(phase=Phase.COMPLETED))
+    assert (await end_of(process)).code == Exit.OK
+    desk.put(sandbox(phase=Phase.STOPPED))
+    assert (await line.run("wait", NAME, "--json")).code == Exit.ENDED_BADLY
+
+
+async def test_several_are_removed_at_once(line: Mb, desk: Desk) -> None:
+    """All that can be are; the first that cannot makes the exit code."""
+    desk.put(sandbox(phase=Phase.COMPLETED))
+    ended = await line.run("rm", NAME, "nobody")
+    assert (ended.code, ended.stdout) == (Exit.ERROR, f"{NAME} is removed\n")
+    assert "nobody" in ended.stderr
+    assert desk.sandboxes == {}
+
+
+async def test_down_is_the_reverse_of_up(line: Mb, desk: Desk, jcard: Path) -> None:
+    """The sandbox of the jcard at a path, or one by name; a folder without a jcard is an error."""
+    desk.put(sandbox(phase=Phase.COMPLETED))
+    assert (await line.run("down", jcard)).stdout == f"{NAME} is removed\n"
+    desk.put(sandbox(phase=Phase.COMPLETED))
+    assert (await line.run("down", NAME)).stdout == f"{NAME} is removed\n"
+    missing = await line.run("down", jcard.parent)
+    assert "jcard.toml" in "".join(missing.stderr.split())
+    assert missing.code != 0
+
+
+def event(seq: int, at_ms: int = NOW_MS, origin: str = "scheduler") -> Event:
+    return Event(
+        SANDBOX_ID, Tenant("lab"), origin, seq, at_ms, "tenant/lab", "sandbox.stopped", "stop", "running", "stopped"
+    )
+
+
+async def test_events_are_shown_and_followed(line: Mb, desk: Desk) -> None:
+    """For people with time, change, actor and cause within 80 columns; for programs a list, or one object a line."""
+    desk.record(event(1))
+    shown = (await line.run("events", NAME)).stdout
+    for part in ("2023-11-14T22:13:20.000Z", "sandbox.stopped running -> stopped", "by tenant/lab", "(stop)"):
+        assert part in " ".join(shown.split()), part
+    assert all(len(text) <= 80 for text in shown.splitlines())
+    assert [one["seq"] for one in (await line.run("events", "--json")).value()] == [1]
+    process = await line.start("events", "--follow", "--json")
+    assert process.stdout is not None
+    assert json.loads(await process.stdout.readline())["seq"] == 1
+    desk.record(event(2))
+    assert json.loads(await process.stdout.readline())["seq"] == 2
+    process.send_signal(signal.SIGINT)
+    assert (await end_of(process)).code == Exit.INTERRUPTED
+    assert (await line.run("events", "--since", "1h", "--json")).value() == []
+    wrong = await line.run("events", "--since", "yesterday")
+    assert (wrong.code, "--since" in wrong.stderr) == (Exit.INVALID, True)
+
+
+async def test_top_measures_between_two_looks(line: Mb, desk: Desk) -> None:
+    """CPU is the difference over the time that passed; hosts that did not answer are told."""
+    desk.put(sandbox(phase=Phase.RUNNING))
+    first = SandboxUsage(SANDBOX_ID, HostId("rack1-07"), NOW_MS, 1000, 300, 120, 64, NOW_MS)
+    desk.usages = [[first], [replace(first, at_ms=NOW_MS + 2000, cpu_ms=2500)]]
+    desk.unreached = ["rack9"]
+    ended = await line.run("top")
+    assert ended.stdout.splitlines()[1].split()[:7] == [NAME, "rack1-07", "75", "120", "MiB", "300", "MiB"]
+    assert "rack9" in ended.stderr
+    assert (await line.run("top", "--json")).value()["unreached_hosts"] == ["rack9"]
+
+
+async def test_logs_tell_a_cut_and_name_the_agent(line: Mb, desk: Desk) -> None:
+    """The only agent's name is in the object, and what is missing is told apart: its limit, or a full disk."""
+    one = sandbox()
+    assert one.status is not None
+    (agent,) = one.status.agents
+    desk.print("fixer", b"a\nb\nc\n", end=True)
+    for output_bytes, words in ((64 * 1024 * 1024, "at its limit"), (2048, "its disk was full")):
+        cut = replace(agent, output_truncated=True, output_bytes=output_bytes)
+        desk.put(replace(one, status=replace(one.status, agents=(cut,))))
+        ended = await line.run("logs", NAME, "--tail", "2", "--json")
+        assert ended.value() == {"agent": "fixer", "offset": 2, "next_offset": 6, "text": "b\nc\n"}
+        assert words in " ".join(ended.stderr.split())
+    await line.run("logs", NAME, "--since", "2026-01-31T09:30:00Z")
+    assert desk.opened[-1].since_ms == 1_769_851_800_000
+
+
+async def test_followed_logs_end_when_the_changes_are_there(line: Mb, desk: Desk) -> None:
+    """`mb logs --follow && mb diff` finds the artifact: the end of the output is not the end of the wait."""
+    one = sandbox(phase=Phase.RUNNING)
+    assert one.status is not None
+    running = replace(one.status, artifact=None, phase=Phase.RUNNING)
+    desk.put(replace(one, status=running))
+    desk.print("fixer", b"\xc3", end=False)
+    process = await line.start("logs", NAME, "--follow", "--json")
+    assert process.stdout is not None
+    assert json.loads(await process.stdout.readline())["next_offset"] == 1
+    desk.print("fixer", b"\xbc\n", end=True)
+    assert json.loads(await process.stdout.readline()) == {
+        "agent": "fixer",
+        "offset": 1,
+        "next_offset": 3,
+        "text": "ü\n",
+    }
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(process.wait(), 0.5)
+    desk.put(one)
+    assert (await end_of(process)).code == 0
+
+
+async def test_another_agents_work_is_not_waited_for(line: Mb, desk: Desk) -> None:
+    """The end of one of several agents is enough."""
+    one = sandbox(phase=Phase.RUNNING)
+    assert one.status is not None
+    (agent,) = one.status.agents
+    other = replace(agent, name="other", phase=AgentPhase.RUNNING, exit_code=None)
+    desk.put(replace(one, status=replace(one.status, artifact=None, agents=(agent, other))))
+    desk.print("fixer", b"done\n", end=True)
+    ended = await line.run("logs", NAME, "fixer", "--follow")
+    assert (ended.code, ended.stdout) == (0, "done\n")
