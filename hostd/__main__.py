@@ -80,7 +80,7 @@ async def _serve(config: HostdConfig) -> None:
     images, sources = ImageStore(config.images_dir), SourceStore(config.state_dir / "sources")
     hypervisor, links = LibvirtHypervisor(config.libvirt_uri, user, _probe(config, images)), SocketLinks()
     accelerator, reason = await hypervisor.probe_accelerator()
-    orders = Orders(config.state_dir)
+    orders = Orders(config.state_dir, config.host_id)
     room = Room(HostId(config.host_id), store, sources, config.sources, named=orders.named_sources)
     sourcing = Sourcing(HostId(config.host_id), store, sources, config.tls, room)
     drivers = Drivers(

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import structlog
 
 from bedplate.content.v1 import content_pb2_grpc
-from bedplate.sandbox.v1 import service_pb2_grpc
+from bedplate.sandbox.v1 import event_pb2_grpc, service_pb2_grpc
 from fleet.errors import BedplateError
 from fleet.model.host import Accelerator, HostImage, HostRecord
 from fleet.model.ids import HostId
@@ -24,6 +24,7 @@ from fleet.store.port import Store
 from fleet.store.revoked import follow_revocations
 from hostd.api.changes import Changes
 from hostd.api.content import ContentService, SourcesHeld
+from hostd.api.events import EventService
 from hostd.api.exec import ExecService
 from hostd.api.output import OutputService
 from hostd.api.permissions import PERMISSIONS
@@ -131,6 +132,7 @@ class _Daemon:
         service_pb2_grpc.add_ExecServiceServicer_to_server(ExecService(parts.orders, self._sessions), server)
         service_pb2_grpc.add_SecretServiceServicer_to_server(SecretService(parts.orders, self._sessions), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(content, server)
+        event_pb2_grpc.add_EventServiceServicer_to_server(EventService(parts.orders.journal), server)
 
     def parts(self, record: HostRecord, address: str) -> list[Coroutine[Any, Any, None]]:
         """Everything that runs for as long as hostd does."""

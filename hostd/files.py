@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fleet.errors import HostFaultError
@@ -35,6 +35,33 @@ def remove_durable(path: Path) -> None:
     with disk_faults(path):
         path.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+class Reserve:
+    """Room that is set aside on a disk, for what must be written also when it is full."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._size_bytes = size_bytes
+        self.is_held = path.exists() and path.stat().st_size == size_bytes
+
+    def take(self) -> bool:
+        """Sets the room aside, unless it is already or there is none."""
+        if not self.is_held:
+            try:
+                with self._path.open("wb") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, self._size_bytes)
+                self.is_held = True
+            except OSError:
+                self.release()
+        return self.is_held
+
+    def release(self) -> bool:
+        """Gives the room up; whether there was any."""
+        was_held, self.is_held = self.is_held, False
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        return was_held
 
 
 def sync_folder(path: Path) -> None:

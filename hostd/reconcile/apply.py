@@ -14,6 +14,7 @@ from fleet.model.host import Accelerator
 from fleet.model.ids import Digest, SandboxId, Tenant
 from fleet.model.sandbox import NetworkMode, StageName
 from hostd.drivers.ports import Disks, Hypervisor, Network
+from hostd.files import remove_durable
 from hostd.orders import Orders
 from hostd.reconcile.diff import Action, Step
 from hostd.reconcile.progress import Progress, begin_run, fail, is_run_due, reach_stage
@@ -161,7 +162,8 @@ class Applier:
         order, progress = self._orders.orders[action.sandbox_id], self._orders.progress[action.sandbox_id]
         if is_run_due(progress, order):
             # Before the progress: a half artifact of one run must not be gone on with in the next.
-            self._orders.remove_artifact(action.sandbox_id)
+            remove_durable(self._orders.artifact_path(action.sandbox_id))
+            remove_durable(self._orders.partial_artifact_path(action.sandbox_id))
             self._orders.put_progress(begin_run(progress, order))
 
     async def _remove_folder(self, action: Action) -> None:

@@ -103,9 +103,9 @@ class Room:
 class Hostd:
     """One run of hostd in a room."""
 
-    def __init__(self, room: Room, links: type[SimulatedLinks] = SimulatedLinks) -> None:
+    def __init__(self, room: Room, links: type[SimulatedLinks] = SimulatedLinks, orders: Orders | None = None) -> None:
         self.room = room
-        self.orders = Orders(room.folder / "state")
+        self.orders = orders or Orders(room.folder / "state")
         self.links = links(room.hypervisor, room.behave, room.faults)
         self._moved = asyncio.Event()
         self.sessions = Sessions(self.orders, self.links, self._on_guest, self.now_ms, clock=self.clock)
