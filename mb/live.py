@@ -16,7 +16,7 @@ from fleet.codec import from_message
 from fleet.model.event import Event
 from fleet.model.ids import NO_DIGEST, Digest
 from fleet.model.usage import SandboxUsage
-from fleet.rpc import translated
+from fleet.rpc import responses, translated
 from mb.program import Ended, Input, Printed, Program, Sent, Signal
 
 # A call reads or writes a handful of keys; a scheduler that needs longer is in trouble.
@@ -80,7 +80,7 @@ class LiveCalls:
         """
         requests = self._exec_requests(program, sent)
         with translated(self._peer):
-            async for reply in self._execs.Exec(requests):
+            async for reply in responses(self._execs.Exec(requests)):
                 part = reply.WhichOneof("part")
                 if part in ("stdout", "stderr"):
                     yield Printed(getattr(reply, part), is_error=part == "stderr")
