@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from guestd.execs import sweep_programs
 from guestd.link import Message
 from tests.integration.guestd.bench import WINDOW_BYTES, Bench, find_unified
 
@@ -275,6 +276,14 @@ def test_payloads_are_base64_and_nothing_else(bench: Bench) -> None:
     bench.run(1, "cat")
     with pytest.raises(ValueError, match=r"."):
         bench.execs.handlers["exec-input"](Message("exec-input", {"exec": 1, "end": False}, b"\x00BEDPLATE"))
+
+
+def test_a_guestd_that_was_killed_leaves_no_program(bench: Bench) -> None:
+    """The next one ends what it finds: nobody listens to it any more. A spare ends with the guestd it waited for."""
+    bench.run(1, "sh", "-c", "trap '' HUP TERM; echo here; while :; do sleep 1000; done")
+    bench.until(lambda: bench.output(1) == b"here\n")
+    sweep_programs(str(bench.cgroups))
+    assert bench.end_of(1) == ended(None, 9)
 
 
 def running(bench: Bench) -> list[Path]:

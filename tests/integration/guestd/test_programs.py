@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.root, pytest.mark.vm]
 ROUNDS = 20
 # Each child stays; the fork past the limit fails, and with it the bomb.
 BOMB = "import os, time\nwhile True:\n    if os.fork() == 0: time.sleep(10000)"
+TMUX = "tmux -S /run/bedplate/tmux"
+TYPE = f"until {TMUX} has-session -t =watch; do sleep 0.2; done; {TMUX} send-keys -t =watch: hello Enter"
 
 
 @dataclass
@@ -45,7 +47,8 @@ async def _run(host: Host, number: int, *command: str, **fields: object) -> floa
 
 
 async def _tell(site: Site) -> Told:
-    agents = [Agent("sleeper", "custom", ("sleep", "10000"))]
+    keys = Agent("keys", "custom", ("sh", "-c", "read x; echo got $x; exec sleep 10000"), session="watch")
+    agents = [Agent("sleeper", "custom", ("sleep", "10000")), keys]
     vm, order = await site.start([(pack_tree({"a.txt": "a\n"}), "/workspace", False)], agents)
     host = Host(site.folder / "state", vm, order)
     try:
@@ -62,6 +65,9 @@ async def _tell(site: Site) -> Told:
             "stty size; tty; echo hi >/dev/tty",
             terminal={"columns": 100, "rows": 30, "term": "vt100"},
         )
+        await _run(host, 6, "sh", "-c", TYPE)
+        await host.until(lambda: b"got hello\n" in host.output("keys"))
+        await _run(host, 7, "sh", "-c", f"until {TMUX} capture-pane -p -t =watch: | grep got; do sleep 0.2; done")
         true_ms = [await _run(host, 100 + number, "true") for number in range(ROUNDS)]
         await host.links.send(A, LinkMessage("stop", {"grace_period_s": 0}))
         await host.finish()
@@ -99,10 +105,17 @@ def test_bombs_of_processes_and_memory_harm_only_themselves(told: Told) -> None:
     """A fork bomb ends within its limit; a hog of memory is what the kernel kills, not the agent and not guestd."""
     assert told.ended(2)["exit_code"] == 1
     assert told.ended(4)["signal"] == 9
-    (sleeper,) = told.host.progress.agents
+    sleeper, _ = told.host.progress.agents
     assert sleeper.signal in (9, 15)
     assert len({m.fields["boot_id"] for m in told.host.links.of_type("hello")}) == 1
     assert told.host.progress.artifact is not None
+
+
+def test_a_session_is_shown_by_tmux_and_takes_keys(told: Told) -> None:
+    """What is typed into the tmux session reaches the agent, its answer is on the screen, and its log has the bytes."""
+    assert told.lines(7) == ["got hello"]
+    assert told.host.output("keys").splitlines()[-1] == b"got hello"
+    assert b"\r" not in told.host.output("keys")
 
 
 def test_every_program_ends_as_itself(told: Told) -> None:
