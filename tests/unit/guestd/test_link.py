@@ -156,3 +156,23 @@ def test_an_outbox_has_room_for_a_frame_or_two() -> None:
     assert added == 2
     outbox.clear()
     assert outbox.is_empty
+
+
+def test_urgent_frames_overtake_and_never_starve() -> None:
+    """What a person waits for is behind one frame of bulk at most; bulk gets every second place however much is urgent."""
+    outbox, wire = Outbox(), bytearray()
+    outbox.restart(NONCE)
+    for number in range(3):
+        outbox.add("output", {"number": number}, bytes(PAYLOAD_BYTES_MAX))
+    for number in range(3):
+        outbox.add_urgent("exec-output", {"number": number}, bytes(PAYLOAD_BYTES_MAX // 4))
+    outbox.flush(lambda content: wire.extend(content) or len(content))
+    reader = host.FrameReader()
+    reader.expect(NONCE)
+    found = [(message.type, message.fields["number"]) for message in reader.feed(bytes(wire))]
+    assert [number for type_, number in found if type_ == "output"] == [0, 1, 2]
+    assert [number for type_, number in found if type_ == "exec-output"] == [0, 1, 2]
+    assert [type_ for type_, _ in found] == ["exec-output", "output"] * 3
+    assert outbox.is_empty
+    assert outbox.has_room
+    assert outbox.has_urgent_room
