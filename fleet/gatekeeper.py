@@ -101,9 +101,13 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         anonymous: frozenset[str] = frozenset(),
         revocations: Revocations | None = None,
     ) -> None:
-        """`anonymous` are methods that ask for no certificate and check another proof themselves."""
+        """`anonymous` are methods that ask for no certificate and check another proof themselves.
+
+        Without `revocations` nobody is; with them, calls wait for the first that the store has said of them, health apart.
+        """
         self._permissions = {**OPEN_PERMISSIONS, **permissions}
         self._anonymous = anonymous
+        self._needs_revocations = revocations is not None
         self._revocations = revocations or Revocations()
         self._revocations.on_change(self._end_revoked)
         self._running: set[_Running] = set()
@@ -144,6 +148,9 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         certificate = certificate_of(context)
         if self._revocations.is_revoked(certificate):
             raise revoked()
+        if self._needs_revocations and not self._revocations.is_known and method.lstrip("/") not in OPEN_PERMISSIONS:
+            message = "which certificates are revoked is not known yet: the store has not answered"
+            raise UnavailableError("store_unavailable", message, "try again; check etcd and the way to it")
         task = asyncio.current_task()
         assert task is not None
         running = _Running(certificate, task)

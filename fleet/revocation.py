@@ -25,9 +25,10 @@ _NO_SERIALS: frozenset[int] = frozenset()
 
 
 class Revocations:
-    """What this program knows to be revoked; a program that knows nothing yet refuses nobody."""
+    """What this program knows to be revoked; until it has asked the store once, `is_known` is False."""
 
     def __init__(self) -> None:
+        self.is_known = False
         self._serials = _NO_SERIALS
         self._bars: Mapping[HostId, int] = MappingProxyType({})
         self._listeners: list[Callable[[], None]] = []
@@ -35,6 +36,7 @@ class Revocations:
     def replace(self, serials: frozenset[int], bars: Mapping[HostId, int]) -> None:
         """From now on these serials are refused, and of each host in `bars` what was issued before its moment, in ms of 1970."""
         self._serials, self._bars = serials, bars
+        self.is_known = True
         for listener in self._listeners:
             listener()
 

@@ -25,6 +25,7 @@ from fleet.errors import (
 )
 from fleet.gatekeeper import ERROR_FIELD_CHARS_MAX, ERROR_KEY, ERROR_MESSAGE_CHARS_MAX, caller_of
 from fleet.identity import SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles, create_authority, issue_certificate
+from fleet.revocation import Revocations, serial_of
 from fleet.rpc import (
     CHUNK_BYTES,
     MESSAGE_BYTES_MAX,
@@ -404,3 +405,55 @@ def test_details_of_any_type() -> None:
     """What stands in them is taken as text."""
     got = error_from_call(Failed(((ERROR_KEY, b'{"code": 1, "field": null, "next_step": []}'),)), "peer")
     assert (type(got), got.code, got.next_step) == (NotFoundError, "1", "[]")
+
+
+async def test_nobody_is_served_before_revocations_are_known(tmp_path: Path) -> None:
+    """A server that was just started, and whose store is away, would let a withdrawn certificate in: it says to try again."""
+    certificates, behaviour, revocations = Certificates(tmp_path), Behaviour(), Revocations()
+    tls = certificates.issue(Role.SCHEDULER, "scheduler")
+    server, port = await start_server(
+        "127.0.0.1:0",
+        tls,
+        PERMISSIONS,
+        lambda server: content_pb2_grpc.add_ContentServiceServicer_to_server(behaviour, server),
+        revocations,
+    )
+    served = Served(port, behaviour, certificates)
+    tenant = certificates.issue(Role.TENANT, "acme")
+    stub = served.stub(tenant)
+    got = await refused(ask(stub))
+    assert (type(got), got.code) == (UnavailableError, "store_unavailable")
+    health = health_pb2_grpc.HealthStub(served.channel(tenant))
+    assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=CALL_S)).status
+    revocations.replace(frozenset(), {})
+    assert (await ask(stub)).is_held
+    serial = int(serial_of(tenant.certificate.read_bytes()), 16)
+    revocations.replace(frozenset([serial]), {})
+    assert (await refused(ask(stub))).code == "certificate_revoked"
+    for channel in served.channels:
+        await channel.close()
+    await server.stop(None)
+
+
+@pytest.mark.parametrize("call", [ask, fetch], ids=["unary", "stream"])
+async def test_a_call_under_way_ends_with_its_certificate(tmp_path: Path, call: Callable[..., Any]) -> None:
+    """Whatever it waits for: its work on the server ends, and the caller is told why."""
+    certificates, behaviour, revocations = Certificates(tmp_path), Behaviour(is_hanging=True), Revocations()
+    revocations.replace(frozenset(), {})
+    server, port = await start_server(
+        "127.0.0.1:0",
+        certificates.issue(Role.SCHEDULER, "scheduler"),
+        PERMISSIONS,
+        lambda server: content_pb2_grpc.add_ContentServiceServicer_to_server(behaviour, server),
+        revocations,
+    )
+    served = Served(port, behaviour, certificates)
+    tenant = certificates.issue(Role.TENANT, "acme")
+    calling = asyncio.create_task(refused(call(served.stub(tenant))))
+    await behaviour.begun.wait()
+    revocations.replace(frozenset([int(serial_of(tenant.certificate.read_bytes()), 16)]), {})
+    await behaviour.left.wait()
+    assert (await calling).code == "certificate_revoked"
+    for channel in served.channels:
+        await channel.close()
+    await server.stop(None)
