@@ -12,7 +12,8 @@ from hostd.reconcile.progress import Progress, find_agent
 
 # Twice a pass and half: passes look at the clock every 5 s. What is longer hostd was stopped, and heard nobody.
 GAP_S_MAX = 15.0
-# guestd says something every 5 s. It is one thread that waits for a CPU like any other: see tests/integration/guestd/test_busy.py.
+# guestd says something every 5 s. With eight processes burning its one CPU under TCG, on a crowded two-core host, its heartbeats
+# still came 5.0 s apart at most (tests/integration/guestd/test_busy.py).
 UNRESPONSIVE_S = 30.0
 # How long it was is told in these steps: a status that changed every second would be written every second.
 UNRESPONSIVE_STEPS_S = (30, 60, 120, 180, 240)
