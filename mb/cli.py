@@ -26,6 +26,7 @@ _VERBS = {
     "exec": ("mb.commands.exec", "Run a program in a sandbox."),
     "shell": ("mb.commands.shell", "Open a shell in a sandbox."),
     "attach": ("mb.commands.attach", "Join an agent's terminal."),
+    "cp": ("mb.commands.cp", "Copy files in or out."),
     "diff": ("mb.commands.diff", "Show what a sandbox changed."),
     "get": ("mb.commands.get", "Write what a sandbox changed into a folder."),
     "events": ("mb.commands.events", "Show what happened, when and why."),

@@ -56,6 +56,11 @@ class Outbox:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, Input(payload))
         return len(payload)
 
+    def fail(self) -> None:
+        """From another thread: what was written is not whole; the program is hung up on."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, Signal(signal.SIGHUP))
+
     async def parts(self) -> AsyncIterator[Sent]:
         """Everything that is put in, for ever."""
         while True:

@@ -87,13 +87,13 @@ def tar_invalid(message: str) -> InvalidSpecError:
 
 def _to_node(header: _Header, records: dict[str, str], offset: int) -> Node:
     kind = _KINDS.get(header.kind)
-    path = records.get("path", header.name)
+    path = _check_text(records.get("path", header.name))
     if kind is None:
         raise tar_invalid(f"{path[:100]!r} is no file, folder or symlink")
     if kind is not NodeKind.FILE and header.size_bytes:
         raise tar_invalid(f"{path[:100]!r} is no file and has content")
     path = check_path(path.removesuffix("/") if kind is NodeKind.FOLDER else path)
-    link = records.get("linkpath", header.link) if kind is NodeKind.SYMLINK else ""
+    link = _check_text(records.get("linkpath", header.link)) if kind is NodeKind.SYMLINK else ""
     if kind is NodeKind.SYMLINK and (not link or "\0" in link or len(link.encode("utf-8", "replace")) > PATH_BYTES_MAX):
         raise tar_invalid(f"{path[:100]!r} has no usable target")
     return Node(path, kind, bool(header.mode & 0o111), link, offset, header.size_bytes)
@@ -123,10 +123,16 @@ def _parse_octal(field: bytes) -> int:
 
 
 def _parse_text(field: bytes) -> str:
+    # Where a pax record says the name, this one may end within a character.
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _check_text(text: str) -> str:
     try:
-        return field.split(b"\0", 1)[0].decode("utf-8")
-    except UnicodeDecodeError as error:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
         raise tar_invalid("a name is not UTF-8") from error
+    return text
 
 
 def _parse_pax(content: bytes) -> dict[str, str]:

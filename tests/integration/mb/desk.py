@@ -46,6 +46,8 @@ class Desk:
         self.unreached: list[str] = []
         self.secrets: list[dict[str, bytes]] = []
         self.opened: list[Any] = []
+        # What a hostile guest runs, whatever it is asked to.
+        self.instead: tuple[str, ...] = ()
         self.asked: list[tuple[str, str]] = []
         self.on_secrets: Callable[[], None] = lambda: None
         self.running: set[int] = set()
@@ -223,6 +225,9 @@ class _Execs(service_pb2_grpc.ExecServiceServicer):
         self._desk.opened.append(opened)
         if self._desk.find(opened.sandbox).phase != "running":
             raise ConflictError("not_running", f"{opened.sandbox} does not run", "see mb status")
+        if self._desk.instead:
+            del opened.command[:]
+            opened.command.extend(self._desk.instead)
         program = _Local(opened)
         try:
             await program.start()

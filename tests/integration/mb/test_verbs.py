@@ -119,9 +119,9 @@ async def test_a_sandbox_without_room_is_pending_with_counts(mb: Mb, local: Obed
     while b"pending" not in (line := await process.stderr.readline()):
         assert line, lines
         lines.append(line)
-    assert b"no room on 1 host: vcpu (1 host)" in line
+    assert b"no room on 1 host: vcpu_too_large (1 host)" in line
     shown = await mb.run("status", "run")
-    assert "vcpu, 1 host:" in shown.stdout
+    assert "vcpu_too_large, 1 host:" in shown.stdout
     assert (await mb.run("destroy", "run")).code == 0
     assert (await end_of(process)).code == Exit.ENDED_BADLY
 
@@ -246,7 +246,7 @@ async def test_destroy_waits_until_it_is_gone(mb: Mb, local: ObedientHost, tree:
     assert (await mb.run("destroy", "run")).stdout == "run is removed\n"
     assert (await mb.run("ls", "--json")).value() == []
     await submit(mb, tree)
-    assert (await mb.run("destroy", "run", "--no-wait", "--json")).value()["is_removed"] is False
+    assert (await mb.run("destroy", "run", "--no-wait", "--json")).value()[0]["is_removed"] is False
 
 
 async def test_up_survives_a_restart_of_the_scheduler(
