@@ -29,6 +29,7 @@ from hostd.api.exec import ExecService
 from hostd.api.output import OutputService
 from hostd.api.permissions import PERMISSIONS
 from hostd.api.secrets import SecretService
+from hostd.api.usage import UsageService
 from hostd.config import HostdConfig
 from hostd.drivers.ports import GuestLinks
 from hostd.intake import Intake
@@ -132,6 +133,14 @@ class _Daemon:
         service_pb2_grpc.add_ExecServiceServicer_to_server(ExecService(parts.orders, self._sessions), server)
         service_pb2_grpc.add_SecretServiceServicer_to_server(SecretService(parts.orders, self._sessions), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(content, server)
+        usage = UsageService(
+            HostId(parts.config.host_id),
+            parts.orders,
+            self._sessions,
+            parts.drivers.hypervisor.measure,
+            parts.drivers.disks.measure_scratch,
+        )
+        service_pb2_grpc.add_UsageServiceServicer_to_server(usage, server)
         event_pb2_grpc.add_EventServiceServicer_to_server(EventService(parts.orders.journal), server)
 
     def parts(self, record: HostRecord, address: str) -> list[Coroutine[Any, Any, None]]:

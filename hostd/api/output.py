@@ -11,9 +11,13 @@ from fleet.model.ids import SandboxId, Tenant
 from fleet.model.sandbox import Goal, StageName
 from fleet.rpc import CHUNK_BYTES
 from hostd.api.changes import Changes
+from hostd.moments import find_moment, find_tail
 from hostd.orders import Orders
 from hostd.reconcile.progress import Progress, current_run, find_agent, has_stage, is_over
 from hostd.reconcile.words import OUTPUT_BYTES_MAX
+
+# The last lines are searched for from the end; past so many, all of it is the better question.
+TAIL_LINES_MAX = 10_000
 
 
 class OutputService(service_pb2_grpc.OutputServiceServicer):
@@ -32,6 +36,7 @@ class OutputService(service_pb2_grpc.OutputServiceServicer):
         if offset > OUTPUT_BYTES_MAX:
             message = f"{offset} is past the {OUTPUT_BYTES_MAX} bytes that an agent may print"
             raise InvalidSpecError("offset_invalid", message, "read from 0", field="offset")
+        offset = max(offset, await asyncio.to_thread(_find_start, path, request.since_ms, request.tail_lines))
         while True:
             # Whether the end is reached is asked before reading: what is written in between belongs to the next round.
             changed = self._changes.subscribe()
@@ -68,6 +73,15 @@ def _is_agent_final(progress: Progress, agent: str, goal: Goal) -> bool:
     # An ended agent's last output may still be on its way; once the artifact is asked for, all of it has arrived.
     has_all = has_stage(progress, StageName.AGENTS_ENDED)
     return is_over(progress, goal) or (has_all and find_agent(progress, agent) is not None)
+
+
+def _find_start(path: Path, since_ms: int, tail_lines: int) -> int:
+    """The offset from which on output is asked for, by time and by lines."""
+    if tail_lines > TAIL_LINES_MAX:
+        message = f"{tail_lines} is more than {TAIL_LINES_MAX}"
+        raise InvalidSpecError("tail_invalid", message, "ask for fewer lines, or for all", field="tail_lines")
+    since = find_moment(path, since_ms) if since_ms > 0 else 0
+    return max(since, find_tail(path, tail_lines) if tail_lines else 0)
 
 
 def _read(path: Path, offset: int) -> bytes:

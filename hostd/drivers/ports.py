@@ -13,6 +13,14 @@ from fleet.model.ids import SandboxId
 from hostd.reconcile.state import DomainState, Machine, ObservedNetwork, Port
 
 
+@dataclass(frozen=True, slots=True)
+class VmUse:
+    """What one VM uses of the host: CPU time since its domain began, and the VMM's resident memory with the guest's in it."""
+
+    cpu_ms: int
+    memory_mib: int
+
+
 class Hypervisor(Protocol):
     """Domains of this host. A domain outlives hostd and, at most once, is started by ensure_domain."""
 
@@ -27,6 +35,9 @@ class Hypervisor(Protocol):
 
     async def remove_domain(self, sandbox_id: SandboxId) -> None:
         """End the domain at once and forget it; when none exists nothing happens."""
+
+    async def measure(self) -> Mapping[SandboxId, VmUse]:
+        """What every VM uses now; one that ends meanwhile is left out."""
 
     def on_change(self, nudge: Callable[[], None]) -> None:
         """Call `nudge` in the event loop whenever a domain may have changed its state."""
@@ -62,6 +73,9 @@ class Disks(Protocol):
 
     async def ensure_scratch(self, sandbox_id: SandboxId, size_mib: int) -> str:
         """The absolute path of the sandbox's scratch disk, an empty ext4 when it is made now."""
+
+    async def measure_scratch(self) -> Mapping[SandboxId, int]:
+        """How much of the host's disk each scratch disk takes, in MiB, rounded up."""
 
     async def keep_scratch(self, sandbox_id: SandboxId) -> None:
         """Make durable what a VM that has ended wrote; without a disk nothing happens."""

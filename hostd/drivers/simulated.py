@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from fleet.errors import HostFaultError, UnavailableError
 from fleet.model.host import Accelerator
 from fleet.model.ids import SandboxId
-from hostd.drivers.ports import LinkMessage, LinkReceiver
+from hostd.drivers.ports import LinkMessage, LinkReceiver, VmUse
 from hostd.drivers.simulated_programs import SimulatedPrograms
 from hostd.reconcile.state import DomainState, Machine, ObservedNetwork, Port
 
@@ -105,6 +105,10 @@ class SimulatedDisks:
         self.sizes_mib.setdefault(sandbox_id, size_mib)
         return f"/simulated/scratch/{sandbox_id}.raw"
 
+    async def measure_scratch(self) -> Mapping[SandboxId, int]:
+        """Every disk is empty."""
+        return dict.fromkeys(self.sizes_mib, 0)
+
     async def keep_scratch(self, sandbox_id: SandboxId) -> None:
         """A name is durable as it is."""
         self._faults.strike("scratch", sandbox_id)
@@ -159,6 +163,10 @@ class SimulatedHypervisor:
         self._faults.strike("domain", sandbox_id)
         if self.domains.pop(sandbox_id, None) is not None:
             self._tell(sandbox_id)
+
+    async def measure(self) -> Mapping[SandboxId, VmUse]:
+        """No VM takes any CPU, and each has all of its guest's memory."""
+        return {sandbox_id: VmUse(0, domain.machine.memory_mib) for sandbox_id, domain in self.domains.items()}
 
     def on_change(self, nudge: Callable[[], None]) -> None:
         """Call `nudge` whenever a domain changes, until close."""

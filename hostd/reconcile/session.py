@@ -46,6 +46,9 @@ GUEST_RESTARTED = Reason(
     "guest_restarted", "the guest began anew after its agents had started", "see the console log on the host"
 )
 
+# 16 TiB: more than any host has, so that a number stays one.
+GUEST_MEMORY_MIB_MAX = 2**24
+
 # The kernel's boot id is a UUID of 36 characters; whatever a hostile guest says instead is cut.
 BOOT_ID_CHARS_MAX = 64
 
@@ -70,6 +73,7 @@ class _Live:
     is_collecting: bool = False
     is_stopping: bool = False
     is_powering_off: bool = False
+    memory_used_mib: int = 0
     # The boot id of a guest that waits for its secrets, and since when.
     waiting_boot_id: str | None = None
     waits_since_s: float | None = None
@@ -108,6 +112,7 @@ class Sessions:
             "disconnected": self._on_disconnected,
             "hello": self._on_hello,
             "agent": self._on_agent,
+            "heartbeat": self._on_heartbeat,
             "output": self._on_output,
             "truncated": self._on_truncated,
             "artifact": self._on_artifact,
@@ -138,6 +143,11 @@ class Sessions:
     def attached(self) -> frozenset[SandboxId]:
         """Guests that are listened to."""
         return frozenset(self._live)
+
+    def guest_memory_mib(self, sandbox_id: SandboxId) -> int:
+        """How much memory the guest says it uses; 0 before its first heartbeat."""
+        live = self._live.get(sandbox_id)
+        return live.memory_used_mib if live else 0
 
     def silent_s(self, sandbox_id: SandboxId) -> float:
         """Seconds since the guest was last heard of, or since hostd began to listen."""
@@ -329,6 +339,11 @@ class Sessions:
         for agent in fields["agents"]:
             agent["output_max_bytes"] = self._book.orders.output_room(order.sandbox_id, agent["name"])
         await self._links.send(order.sandbox_id, LinkMessage("configure", fields))
+
+    async def _on_heartbeat(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
+        if "memory_used_mib" in message.fields:
+            used_mib = parse_whole(message.fields, "memory_used_mib", GUEST_MEMORY_MIB_MAX)
+            self._live[sandbox_id].memory_used_mib = used_mib
 
     async def _on_agent(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
         self._take_agent(sandbox_id, message.fields)

@@ -17,6 +17,7 @@ from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Artifact, Reason, StageName
 from hostd.drivers.ports import LinkMessage
 from hostd.files import disk_faults, sync_folder
+from hostd.moments import note_moment
 from hostd.reconcile.book import Book
 from hostd.reconcile.progress import fail, have_agents_ended, reach_stage
 from hostd.reconcile.words import parse_artifact, parse_whole
@@ -103,7 +104,9 @@ class Spool:
             raise ValueError(f"output at {offset} does not follow the {held} bytes held")
         fresh = payload[held - offset :][: max(0, room - held)]
         if fresh:
-            with orders.output_path(sandbox_id, known.name).open("ab") as stream:
+            path = orders.output_path(sandbox_id, known.name)
+            with path.open("ab") as stream:
+                note_moment(path, stream.tell(), self._book.now_ms())
                 stream.write(fresh)
             held += len(fresh)
             self.touch(sandbox_id)

@@ -20,6 +20,7 @@ from fleet.model.host import Accelerator
 from fleet.model.ids import SandboxId
 from hostd.drivers.domain_xml import QemuUser, domain_name, memory_limit_kib, parse_domain_name, render_domain
 from hostd.drivers.hypervisor.probe import AcceleratorProbe
+from hostd.drivers.ports import VmUse
 from hostd.reconcile.state import DomainState, Machine
 
 T = TypeVar("T")
@@ -69,6 +70,10 @@ class LibvirtHypervisor:
         subject = f"domain {domain_name(sandbox_id)}"
         await self._call("domain_unremoved", subject, functools.partial(self._remove, sandbox_id))
 
+    async def measure(self) -> Mapping[SandboxId, VmUse]:
+        """What every VM uses now; raises HostFaultError `domains_unmeasured`."""
+        return await self._call("domains_unmeasured", "the domains", self._measure_all)
+
     def on_change(self, nudge: Callable[[], None]) -> None:
         """Call `nudge` in this event loop whenever a domain's state may have changed."""
         self._nudges.append(functools.partial(_call_in_loop, asyncio.get_running_loop(), nudge))
@@ -99,6 +104,22 @@ class LibvirtHypervisor:
             state = _state(domain) if sandbox_id else DomainState.ABSENT
             if sandbox_id and state is not DomainState.ABSENT:
                 found[sandbox_id] = state
+        return found
+
+    def _measure_all(self) -> dict[SandboxId, VmUse]:
+        found = {}
+        for domain in self._connect().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+            sandbox_id = parse_domain_name(domain.name())
+            if sandbox_id is None:
+                continue
+            try:
+                # info() ends with nanoseconds of CPU; `rss` is in KiB, QEMU's own, and needs no balloon.
+                cpu_ns, rss_kib = domain.info()[4], domain.memoryStats().get("rss", 0)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                    continue
+                raise
+            found[sandbox_id] = VmUse(cpu_ns // 1_000_000, rss_kib // 1024)
         return found
 
     def _start(self, sandbox_id: SandboxId, xml: str, limit_kib: int) -> None:

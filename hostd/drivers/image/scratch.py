@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,6 +51,15 @@ class ScratchDisks:
         finally:
             temporary.unlink(missing_ok=True)
         return str(path)
+
+    async def measure_scratch(self) -> Mapping[SandboxId, int]:
+        """What each disk takes of the host's, in MiB."""
+        found = {}
+        for sandbox_id in await self.list_scratch():
+            with suppress(FileNotFoundError):
+                # st_blocks counts 512 bytes each, whatever the filesystem's own block is (stat(2)).
+                found[sandbox_id] = -(-self._path(sandbox_id).stat().st_blocks * 512 // MIB)
+        return found
 
     async def keep_scratch(self, sandbox_id: SandboxId) -> None:
         """Make durable what the VM wrote: QEMU left it in the page cache (domain_xml: cache=unsafe)."""

@@ -122,6 +122,16 @@ async def test_a_removed_domain_is_forgotten(hypervisor: Hypervisor, machine: Ma
     assert await hypervisor.list_domains() == {B: DomainState.RUNNING}
 
 
+async def test_what_runs_is_measured(hypervisor: Hypervisor, machine: Machine) -> None:
+    """Every VM and nothing else, each with the memory that it holds."""
+    assert await hypervisor.measure() == {}
+    await hypervisor.ensure_domain(machine)
+    measured = await hypervisor.measure()
+    assert set(measured) == {A}
+    assert measured[A].memory_mib > 0
+    assert measured[A].cpu_ms >= 0
+
+
 async def test_every_change_nudges(hypervisor: Hypervisor, machine: Machine) -> None:
     """Whoever asked hears of a start and of an end."""
     nudges: list[str] = []
@@ -157,6 +167,10 @@ async def test_disks_are_made_once_and_removed(disks: Disks) -> None:
     assert path.startswith("/")
     assert await disks.ensure_scratch(A, 64) == path
     assert await disks.list_scratch() == {A}
+    assert set(await disks.measure_scratch()) == {A}
+    assert (await disks.measure_scratch())[A] <= 64
+    await disks.keep_scratch(A)
     await disks.remove_scratch(A)
     await disks.remove_scratch(A)
+    await disks.keep_scratch(A)
     assert await disks.list_scratch() == frozenset()

@@ -56,6 +56,7 @@ SCHEDULER = {
 HOSTD = {
     "bedplate.sandbox.v1.OutputService/ReadOutput": "scheduler",
     "bedplate.sandbox.v1.EventService/ReadEvents": "scheduler",
+    "bedplate.sandbox.v1.UsageService/ReadUsage": "scheduler",
     "bedplate.sandbox.v1.ExecService/Exec": "scheduler",
     "bedplate.sandbox.v1.SecretService/SendSecrets": "scheduler",
     "bedplate.content.v1.ContentService/HasSource": "scheduler",
