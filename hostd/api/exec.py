@@ -48,15 +48,22 @@ class ExecService(service_pb2_grpc.ExecServiceServicer):
         # A cancelled call may leave this generator standing until it is collected.
         context.add_done_callback(leave)
         feeder = asyncio.create_task(_feed(running, request_iterator, has_terminal=wanted.terminal is not None))
+        how = "left by its caller"
         try:
             while True:
                 event = await running.next()
+                if isinstance(event, ExecEnded):
+                    how = f"signal {event.signal}" if event.signal else f"exit code {event.exit_code}"
                 yield _render(event)
                 if isinstance(event, ExecEnded):
                     return
+        except BedplateError as error:
+            how = error.code
+            raise
         finally:
             feeder.cancel()
             leave()
+            self._sessions.note_exec_end(order, wanted, how)
 
 
 def parse_program(opened: Any, order: Assignment) -> Program:

@@ -48,6 +48,11 @@ class Book:
             self.orders.put_progress(progress)
             self.changed()
 
+    def record(self, order: Assignment, kind: str, detail: str) -> None:
+        """Writes down what an owner did to a sandbox that this host still holds; raises HostFaultError `disk_failed`."""
+        if order.sandbox_id in self.orders.orders:
+            self.orders.record(order.sandbox_id, kind, actor=f"tenant/{order.tenant}", detail=detail)
+
     def fail(self, sandbox_id: SandboxId, reason: Reason) -> None:
         """The sandbox has failed; raises nothing."""
         failed = fail(self.progress(sandbox_id), reason)

@@ -26,6 +26,7 @@ OUTPUT_FRAME_BYTES_MAX = 64 * 1024
 # As base64 64 KiB: a longer frame would hold up what is sent to the guest's other programs.
 INPUT_FRAME_BYTES_MAX = 48 * 1024
 EXECS_MAX = 16
+NAME_CHARS_MAX = 80
 # Past so many pieces that wait for a slow caller, a piece is joined to the last of its stream: one byte in a piece costs a hundred.
 PIECES_MAX = 64
 # Under TCG on a crowded host a busy guest takes seconds to start a program; one that takes longer does not answer.
@@ -54,6 +55,11 @@ class Program:
     env: tuple[tuple[str, str], ...] = ()
     user: str = "agent"
     terminal: Terminal | None = None
+
+    @property
+    def name(self) -> str:
+        """The command's first word, for people: arguments may hold what nobody else is to read."""
+        return clean(self.command[0])[:NAME_CHARS_MAX]
 
     def describe(self, number: int) -> dict[str, Any]:
         """The fields of `exec`."""

@@ -198,7 +198,7 @@ class Sessions:
         if self._book.progress(order.sandbox_id).is_configured and not is_waiting:
             return
         self._vault.put(order, values)
-        log.info("secrets.received", sandbox_id=order.sandbox_id, count=len(values))
+        self._book.record(order, "secrets.received", ", ".join(order.spec.secrets))
         if live is not None and live.waiting_boot_id is not None:
             boot_id, live.waiting_boot_id, live.waits_since_s = live.waiting_boot_id, None, None
             with suppress(UnavailableError):
@@ -219,11 +219,19 @@ class Sessions:
             raise UnavailableError("not_running", f"sandbox {order.spec.name} is still starting", next_step)
         if not live.has_hello:
             raise _link_lost()
+        self._book.record(order, "exec.started", program.name)
         return await self._execs.open(sandbox_id, program)
 
     def abandon_exec(self, sandbox_id: SandboxId, opened: Exec) -> None:
         """The caller of a program is gone: it is ended in the guest, without waiting. Safe to repeat, and after its end."""
         self._execs.abandon(sandbox_id, opened)
+
+    def note_exec_end(self, order: Assignment, program: Program, how: str) -> None:
+        """Records how a program ended for its caller; raises nothing, for it has ended."""
+        try:
+            self._book.record(order, "exec.ended", f"{program.name}: {how}")
+        except HostFaultError as error:
+            log.warning("exec.unrecorded", sandbox_id=order.sandbox_id, error=error.message)
 
     async def receive(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
         """Takes one message of a guest; whatever is wrong with it fails that sandbox only, and nothing is raised."""

@@ -28,6 +28,7 @@ from hostd.api.exec import PROGRAM_BYTES_MAX, ExecService
 from hostd.api.permissions import PERMISSIONS
 from hostd.api.secrets import SecretService
 from hostd.drivers.simulated import SimulatedHypervisor, SimulatedLinks
+from hostd.journal import Cursor
 from hostd.orders import Orders
 from hostd.reconcile.execs import EXECS_MAX
 from hostd.reconcile.patience import SECRETS_AWAITED
@@ -145,6 +146,23 @@ async def test_a_call_is_a_program(site: Site) -> None:
     _, end = await collect(site.call(opening("exit", "3")))
     assert end.exit_code == 3
     assert site.running() == 0
+
+
+async def test_programs_are_written_down(site: Site) -> None:
+    """Start and end of each, with the command's first word and never its arguments."""
+    await collect(site.call(opening("exit", "3")))
+    left = site.stub.Exec(timeout=CALL_S)
+    await left.write(opening("sleep", "hunter2"))
+    assert (await left.read()).WhichOneof("part") == "started"
+    site.links.break_session(A)
+    await refusal(left)
+    events, _ = site.orders.journal.read(Cursor(), A)
+    assert [(event.kind, event.actor, event.detail) for event in events if event.kind.startswith("exec.")] == [
+        ("exec.started", "tenant/acme", "exit"),
+        ("exec.ended", "tenant/acme", "exit: exit code 3"),
+        ("exec.started", "tenant/acme", "sleep"),
+        ("exec.ended", "tenant/acme", "sleep: guest_link_lost"),
+    ]
 
 
 async def test_input_goes_in_and_comes_back(site: Site) -> None:
