@@ -1,6 +1,5 @@
 """A disk that is kept: stopped with a clean power-off, started again by another boot, with secrets that are on no disk."""
 
-import base64
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -45,8 +44,9 @@ async def test_a_kept_disk_begins_a_new_run(boot: Boot, tmp_path: Path) -> None:
     disks = [str(path) for path in (tmp_path / "sources").rglob("*.erofs")]
     outputs = []
     for run in (1, 2):
-        host = SecretHost(tmp_path / f"state-{run}", vm, order)
+        host = Host(tmp_path / f"state-{run}", vm, order)
         try:
+            await host.sessions.take_secrets(order, [("TOKEN", SECRET)])
             await _run(host)
             assert await vm.wait() == 0
         finally:
@@ -64,19 +64,3 @@ async def test_a_kept_disk_begins_a_new_run(boot: Boot, tmp_path: Path) -> None:
     site.close()
     secrets = ["500 agent", "400 agent", "whole"]
     assert outputs == [["run", "1", *secrets], ["run", "run", "2", *secrets]]
-
-
-class SecretHost(Host):
-    """A host that has the secret's value and sends it ahead of `configure`."""
-
-    def __init__(self, folder: Path, vm: object, order: object) -> None:
-        super().__init__(folder, vm, order)  # type: ignore[arg-type]
-        send = self.links.send
-
-        async def send_with_secret(sandbox_id: object, message: LinkMessage) -> None:
-            if message.type == "configure":
-                await send(A, LinkMessage("secret", {"name": "TOKEN"}, base64.b64encode(SECRET)))
-                message = LinkMessage("configure", {**message.fields, "secrets": ["TOKEN"]})
-            await send(A, message)
-
-        self.links.send = send_with_secret  # type: ignore[method-assign, assignment]
