@@ -16,6 +16,9 @@ LISTING = "changes.json"
 # 200,000 changes with paths of some hundred bytes.
 LISTING_BYTES_MAX = 64 * MIB
 CHANGES_MAX = 200_000
+# Every value of JSON but the first follows one of these: counting them bounds what parsing may build. A change has four, and a path
+# may hold some.
+SIGNS_MAX = 10 * CHANGES_MAX
 
 
 class ChangeKind(StrEnum):
@@ -85,6 +88,8 @@ def _distinct(nodes: Iterable[Node]) -> list[Node]:
 
 
 def _parse_listing(content: bytes, guest_paths: Sequence[str]) -> list[list[dict[str, Any]]]:
+    if sum(content.count(sign) for sign in b"{[,") > SIGNS_MAX:
+        raise tar_invalid(f"{LISTING} holds too much")
     try:
         listing = json.loads(content)
         sources = listing["sources"]

@@ -40,6 +40,7 @@ _VERBS = {
     "secret": ("mb.commands.secret", "Secrets of sandboxes."),
     "host": ("mb.commands.host", "Hosts (operators)."),
     "pki": ("mb.commands.pki", "Authority and certificates."),
+    "completion": ("mb.commands.completion", "Completion for your shell."),
     "version": ("mb.commands.version", "Print mb's version."),
 }
 

@@ -36,5 +36,9 @@ def load_client_config(named: Path | None, tenant: str = "") -> ClientConfig:
         message = f"{config.scheduler!r} is no address ({path})"
         raise InvalidSpecError("config_invalid", message, "write ip:port", field="scheduler")
     folder = path.absolute().parent
+    for name in ("ca", "certificate", "key"):
+        if not (file := folder / getattr(config.tls, name).expanduser()).exists():
+            message = f"there is no file {file} ({path})"
+            raise InvalidSpecError("config_invalid", message, "have one issued with mb pki issue", field=f"tls.{name}")
     files = (folder / file.expanduser() for file in (config.tls.ca, config.tls.certificate, config.tls.key))
     return replace(config, tls=TlsFiles(*files), tenant=tenant or config.tenant)

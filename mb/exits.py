@@ -21,7 +21,7 @@ class Exit(IntEnum):
 MEANINGS = (
     (Exit.OK, "done; for `mb up` and `mb wait`: every agent completed"),
     (Exit.ERROR, "refused or failed; the message says why"),
-    (Exit.INVALID, "a wrong command line, jcard, configuration or spec"),
+    (Exit.INVALID, "a wrong or missing jcard or configuration, a wrong command line or spec"),
     (Exit.ENDED_BADLY, "the sandbox ended failed, stopped or removed"),
     (Exit.UNREACHABLE, "the scheduler or a host cannot be reached now: try later"),
     (Exit.TIMED_OUT, "waited as long as --timeout or --wait-timeout said"),
@@ -30,8 +30,12 @@ MEANINGS = (
 )
 
 
+# What the user names and is not there is as wrong as what is wrongly written.
+_INVALID_CODES = frozenset({"config_unreadable", "jcard_missing"})
+
+
 def exit_for(error: BedplateError) -> Exit:
     """The exit code that tells this error's family."""
-    if isinstance(error, InvalidSpecError):
+    if isinstance(error, InvalidSpecError) or error.code in _INVALID_CODES:
         return Exit.INVALID
     return Exit.UNREACHABLE if isinstance(error, UnavailableError) else Exit.ERROR

@@ -139,7 +139,7 @@ def _plan_deletion(change: Change, here: Here, choices: Choices) -> Step:
     if here is Here.ABSENT:
         return Step(change, Action.NOTHING)
     if not choices.delete:
-        return Step(change, Action.LEAVE, "deleted there; --apply deletes it here")
+        return Step(change, Action.LEAVE, "deleted there; --delete deletes it here")
     is_own = here is Here.OTHER and not choices.force
     is_in_place_of_folder = here is Here.FOLDER and (change.old is None or change.old.kind is not NodeKind.FOLDER)
     if is_own or is_in_place_of_folder:

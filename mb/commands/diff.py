@@ -40,7 +40,7 @@ def command(ctx: click.Context, name: str, *, stat: bool, with_git: bool, as_jso
     """Show what the sandbox NAME changed, against the sources it was given. Both are fetched and their digests verified."""
     sources = call(ctx, lambda client: _fetch_diffs(client, name, with_git))
     if as_json:
-        print_json({"sources": [_to_json(source) for source in sources]})
+        print_json({"sources": [_to_json(source, stat) for source in sources]})
         return
     for source in sources:
         if len(sources) > 1:
@@ -79,7 +79,7 @@ def _print_diff(diffs: list[FileDiff]) -> None:
         click.echo("\n".join(f"{diff.kind} {diff.path!r}: {diff.remark}" for diff in unseen), err=True)
 
 
-def _to_json(source: _SourceDiff) -> dict[str, Any]:
+def _to_json(source: _SourceDiff, is_stat: bool) -> dict[str, Any]:
     changes = [
         {
             "path": diff.path,
@@ -87,8 +87,8 @@ def _to_json(source: _SourceDiff) -> dict[str, Any]:
             "insertions": diff.insertions,
             "deletions": diff.deletions,
             "remark": diff.remark,
-            "diff": "".join(line + "\n" for line in diff.lines),
         }
+        | ({} if is_stat else {"diff": "".join(line + "\n" for line in diff.lines)})
         for diff in source.diffs
     ]
     return {"guest_path": source.guest_path, "changes": changes, "hidden_git_changes": source.hidden}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mb.commands.options import call, examples, json_option, notify, print_json, print_json_line
+from mb.commands.options import call, examples, json_option, notify, optional_name_argument, print_json, print_json_line
 from mb.moments import parse_since_ms
 from mb.render.event import render_event
 
@@ -22,7 +22,7 @@ _EXAMPLES = examples(
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("name", default="")
+@optional_name_argument
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens from now on.")
 @click.option("--since", default="", metavar="WHEN", help="Not before: 10m (ago), or RFC 3339.")
 @json_option

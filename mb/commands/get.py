@@ -20,7 +20,7 @@ NAMED_MAX = 20
 
 _EXAMPLES = examples(
     "mb get fix-tests             into the folder fix-tests",
-    "mb get fix-tests . --apply   over the folder it came from, deletions too",
+    "mb get fix-tests . --delete  over the folder it came from, deletions too",
     "mb get fix-tests --tar a.tar the artifact as the sandbox sent it",
 )
 
@@ -28,7 +28,7 @@ _EXAMPLES = examples(
 @click.command(epilog=_EXAMPLES)
 @name_argument
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
-@click.option("--apply", "delete", is_flag=True, help="Also delete what was deleted there.")
+@click.option("--delete", "delete", is_flag=True, help="Also delete what was deleted there.")
 @click.option("--force", is_flag=True, help="Overwrite what was changed here since.")
 @click.option("--with-git", is_flag=True, help="Also what changed in git's own folder, .git. Git runs what is in it.")
 @click.option("--tar", type=click.Path(path_type=Path), help="Write the artifact to this file instead.")

@@ -17,9 +17,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; errors too, on stderr.")
-name_argument = click.argument("name")
-names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...")
-agent_argument = click.argument("agent", default="")
+
+
+def _complete_names(ctx: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    from mb.suggest import sandbox_names  # noqa: PLC0415 (imports gRPC, and only when Tab is pressed)
+
+    return [name for name in sandbox_names(ctx) if name.startswith(typed)]
+
+
+def _complete_agents(ctx: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    from mb.suggest import agent_names  # noqa: PLC0415 (imports gRPC, and only when Tab is pressed)
+
+    return [name for name in agent_names(ctx) if name.startswith(typed)]
+
+
+name_argument = click.argument("name", shell_complete=_complete_names)
+optional_name_argument = click.argument("name", default="", shell_complete=_complete_names)
+names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=_complete_names)
+agent_argument = click.argument("agent", default="", shell_complete=_complete_agents)
 
 
 def examples(*lines: str) -> str:

@@ -8,7 +8,7 @@ import click
 
 from fleet.model.assignment import Sandbox
 from fleet.model.sandbox import ENDED_AGENT_PHASES, Phase
-from mb.render.sandbox import list_stages, render_agent_end, render_refusal, render_stages
+from mb.render.sandbox import list_stages, render_agent_end, render_next_step, render_refusal, render_stages
 from mb.render.text import count, flow, is_coloured, paint, render_span, wrap
 
 Clock = Callable[[], float]
@@ -56,12 +56,12 @@ def render_summary(sandbox: Sandbox, *, is_kept: bool = True) -> list[str]:
     """How a sandbox ended, how long its stages took, and what to do with it next, when it `is_kept`."""
     name = sandbox.spec.name
     agents = sandbox.status.agents if sandbox.status else ()
-    ends = ", ".join(f"{agent.name} {render_agent_end(agent)}" for agent in agents)
+    ends = ", ".join(f"{agent.name} {render_agent_end(agent, sandbox)}" for agent in agents)
     lines = wrap(sandbox.phase, f"{name}: {ends}" if ends else name)
     reason = sandbox.status.reason if sandbox.status else None
     if reason is not None:
         lines += wrap("reason", f"{reason.message} ({reason.code})")
-        lines += wrap("  next", reason.next_step) if reason.next_step else []
+        lines += wrap("  next", render_next_step(reason, sandbox)) if reason.next_step else []
     lines += render_stages(sandbox)
     artifact = sandbox.status.artifact if sandbox.status else None
     if artifact is not None:
@@ -86,4 +86,4 @@ def _render_events(sandbox: Sandbox) -> Iterator[str]:
         before = at_ms
     for agent in sandbox.status.agents if sandbox.status else ():
         if agent.phase in ENDED_AGENT_PHASES:
-            yield f"agent {agent.name} {render_agent_end(agent)}"
+            yield f"agent {agent.name} {render_agent_end(agent, sandbox)}"

@@ -5,12 +5,14 @@ from dataclasses import asdict
 from typing import Any
 
 from fleet.model.assignment import Sandbox
-from fleet.model.sandbox import AgentStatus, Goal, Phase, Reason
+from fleet.model.sandbox import ENDED_PHASES, AgentPhase, AgentStatus, Goal, Phase, Reason
 from fleet.model.units import MIB, render_bytes
 from mb.render.text import count, render_age, render_span, render_table, wrap
 
 # What a host keeps of one agent's output (docs/guest-link.md).
 OUTPUT_BYTES_MAX = 64 * MIB
+# TERM and KILL: what mb stop sends.
+_STOP_SIGNALS = frozenset({15, 9})
 
 
 def to_json(sandbox: Sandbox) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def render_listing(sandboxes: Sequence[Sandbox], now_ms: int) -> list[str]:
     rows = [
         (
             f"{sandbox.tenant}/{sandbox.spec.name}" if has_tenants else sandbox.spec.name,
-            sandbox.phase,
+            render_phase(sandbox),
             sandbox.host_id or "-",
             render_exits(sandbox) or "-",
             render_age(sandbox.created_at_ms, now_ms),
@@ -35,6 +37,17 @@ def render_listing(sandboxes: Sequence[Sandbox], now_ms: int) -> list[str]:
         for sandbox in sorted(sandboxes, key=lambda sandbox: (-sandbox.created_at_ms, sandbox.sandbox_id))
     ]
     return render_table(("NAME", "PHASE", "HOST", "EXIT", "AGE", "ID"), rows)
+
+
+def render_phase(sandbox: Sandbox) -> str:
+    """The phase with what is unusual about it while it lasts: "running (guest_unresponsive)", "running, 2 restarts, run 3"."""
+    status = sandbox.status
+    is_at_work = sandbox.phase not in ENDED_PHASES
+    reason = f" ({status.reason.code})" if is_at_work and status and status.reason else ""
+    restarts = sum(agent.restarts for agent in status.agents) if status else 0
+    notes = [count(restarts, "restart")] if restarts else []
+    notes += [f"run {sandbox.run}"] if sandbox.run > 1 else []
+    return ", ".join([sandbox.phase + reason, *notes])
 
 
 def render_exits(sandbox: Sandbox) -> str:
@@ -70,7 +83,7 @@ def render_refusal(sandbox: Sandbox) -> str:
 def render_reason(sandbox: Sandbox) -> Iterator[str]:
     """Why the sandbox is as it is, and what to do."""
     reason = sandbox.status.reason if sandbox.status else None
-    yield from _render_reason("reason", reason)
+    yield from _render_reason("reason", reason, sandbox)
 
 
 def render_stages(sandbox: Sandbox) -> Iterator[str]:
@@ -92,10 +105,13 @@ def list_stages(sandbox: Sandbox) -> list[tuple[str, int]]:
     return sorted(stages, key=lambda stage: stage[1])
 
 
-def render_agent_end(agent: AgentStatus) -> str:
+def render_agent_end(agent: AgentStatus, sandbox: Sandbox) -> str:
     """How an agent ended, or what it does: "completed, exit 0", "failed, exit 1", "running"."""
     ended = agent.exit_code is not None or agent.signal is not None
-    return f"{agent.phase}, {_exit_words(agent)}" if ended else agent.phase.value
+    was_stopped = agent.phase is AgentPhase.FAILED and agent.signal in _STOP_SIGNALS and Goal.RUN is not sandbox.goal
+    phase = "stopped" if was_stopped else agent.phase.value
+    end = f"{phase}, {_exit_words(agent)}" if ended else phase
+    return f"{end}, restarted {count(agent.restarts, 'time')}" if agent.restarts else end
 
 
 def render_cut(agent: AgentStatus) -> str:
@@ -109,6 +125,8 @@ def _render_head(sandbox: Sandbox, now_ms: int) -> Iterator[str]:
     goal = f" (asked to {sandbox.goal})" if sandbox.goal is not Goal.RUN else ""
     yield from wrap("sandbox", f"{sandbox.spec.name}  {sandbox.sandbox_id}  of tenant {sandbox.tenant}")
     yield from wrap("phase", f"{sandbox.phase}{goal}")
+    if sandbox.run > 1:
+        yield from wrap("run", f"{sandbox.run}, on the disk of the runs before")
     yield from wrap("age", render_age(sandbox.created_at_ms, now_ms))
     if sandbox.host_id:
         accelerator = f" ({sandbox.status.accelerator})" if sandbox.status and sandbox.status.accelerator else ""
@@ -144,9 +162,9 @@ def _render_agents(sandbox: Sandbox) -> Iterator[str]:
         cut = f", {render_cut(agent)}" if agent.output_truncated else ""
         output = f"{render_bytes(agent.output_bytes)} of output{cut}"
         took = f", {render_span(agent.started_at_ms, agent.ended_at_ms)}" if agent.ended_at_ms else ""
-        yield from wrap("agent", f"{agent.name}: {render_agent_end(agent)}{took}, {output}")
+        yield from wrap("agent", f"{agent.name}: {render_agent_end(agent, sandbox)}{took}, {output}")
         if agent.reason is not None and agent.reason != (sandbox.status and sandbox.status.reason):
-            yield from _render_reason("", agent.reason)
+            yield from _render_reason("", agent.reason, sandbox)
 
 
 def _render_result(sandbox: Sandbox) -> Iterator[str]:
@@ -156,12 +174,17 @@ def _render_result(sandbox: Sandbox) -> Iterator[str]:
         yield from wrap("changes", f"{count(artifact.changes, 'path')} ({size}); mb diff {sandbox.spec.name}")
 
 
-def _render_reason(label: str, reason: Reason | None) -> Iterator[str]:
+def render_next_step(reason: Reason, sandbox: Sandbox) -> str:
+    """The next step with the sandbox's own name in it: its host may have said NAME."""
+    return reason.next_step.replace(" NAME", f" {sandbox.spec.name}")
+
+
+def _render_reason(label: str, reason: Reason | None, sandbox: Sandbox) -> Iterator[str]:
     if reason is None:
         return
     yield from wrap(label, f"{reason.message} ({reason.code})")
     if reason.next_step:
-        yield from wrap("  next" if label else "", reason.next_step)
+        yield from wrap("  next" if label else "", render_next_step(reason, sandbox))
 
 
 def _exit(agent: AgentStatus) -> str:

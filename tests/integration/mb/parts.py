@@ -51,13 +51,13 @@ class Mb:
     def __init__(self, fleet: Served, folder: Path, role: Role = Role.TENANT, name: str = EMBEDDED_TENANT) -> None:
         files = tls_files(fleet.pki, role, name)
         self._runs: list[asyncio.subprocess.Process] = []
-        self._config = folder / f"{role}-{name}.toml"
+        self.config = folder / f"{role}-{name}.toml"
         tls = f'ca = "{files.ca}"\ncertificate = "{files.certificate}"\nkey = "{files.key}"\n'
-        self._config.write_text(f'scheduler = "{fleet.address}"\n[tls]\n{tls}')
+        self.config.write_text(f'scheduler = "{fleet.address}"\n[tls]\n{tls}')
 
     async def start(self, *arguments: str | Path, **streams: Any) -> asyncio.subprocess.Process:
         """Starts one run; `streams` and more are as for create_subprocess_exec, input is empty by default."""
-        words = ["-m", "mb", "--config", str(self._config), *map(str, arguments)]
+        words = ["-m", "mb", "--config", str(self.config), *map(str, arguments)]
         environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"} | streams.pop("environment", {})
         pipe = asyncio.subprocess.PIPE
         streams = {"stdin": asyncio.subprocess.DEVNULL, "stdout": pipe, "stderr": pipe} | streams

@@ -208,3 +208,15 @@ async def test_another_agents_work_is_not_waited_for(line: Mb, desk: Desk) -> No
     desk.print("fixer", b"done\n", end=True)
     ended = await line.run("logs", NAME, "fixer", "--follow")
     assert (ended.code, ended.stdout) == (0, "done\n")
+
+
+async def test_names_are_completed(line: Mb, desk: Desk) -> None:
+    """Tab offers the sandboxes and their agents; a scheduler that does not answer costs a second and no error."""
+    desk.put(sandbox(phase=Phase.RUNNING))
+    words = f"mb --config {line.config} logs "
+    asked = {"_MB_COMPLETE": "bash_complete", "COMP_CWORD": "4", "COMP_WORDS": words}
+    assert (await end_of(await line.start(environment=asked))).stdout == f"plain,{NAME}\n"
+    asked |= {"COMP_CWORD": "5", "COMP_WORDS": f"{words}{NAME} "}
+    assert (await end_of(await line.start(environment=asked))).stdout == "plain,fixer\n"
+    desk.sandboxes.clear()
+    assert (await end_of(await line.start(environment=asked))).stdout.strip() == ""

@@ -198,7 +198,7 @@ async def test_a_diff_is_summed_up(mb: Mb, local: ObedientHost, tree: Path) -> N
 async def test_changes_are_brought_home(mb: Mb, local: ObedientHost, tree: Path, tmp_path: Path) -> None:
     """Over the tree they came from, deletions when asked, never over what was changed here, never into .git."""
     await complete(local, await submit(mb, tree))
-    ended = await mb.run("get", "run", tree, "--apply")
+    ended = await mb.run("get", "run", tree, "--delete")
     assert ended.code == 0, ended.stderr
     assert sorted(path.name for path in tree.rglob("*")) == ["a.py", "jcard.toml", "new file.sh", "src"]
     assert "1 path: git would run what is in it" in ended.stderr

@@ -57,7 +57,8 @@ def test_a_packed_tree_is_unpacked_as_it_was(tree: dict[str, object]) -> None:
         with (folder / "source.tar").open("wb") as stream:
             packed = pack_folder(folder / "one", stream)
         (folder / "two").mkdir()
-        unpack_source(folder / "source.tar", folder / "two")
+        with (folder / "source.tar").open("rb") as tar:
+            unpack_source(tar, folder / "two")
         assert read(folder / "two") == read(folder / "one") == tree
         assert pack_folder(folder / "two") == packed
 

@@ -3,11 +3,14 @@
 import datetime
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -36,23 +39,21 @@ def test_a_fast_verb_loads_nothing_heavy(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-VERBS = [
-    "init",
-    "check",
-    "up",
-    "ls",
-    "status",
-    "logs",
-    "diff",
-    "get",
-    "stop",
-    "destroy",
-    "host ls",
-    "host cordon",
-    "version",
-]
-VERBS += ["host uncordon", "host token", "host enrol", "host revoke", "host doctor"]
-VERBS += ["pki init", "pki issue", "pki show", "pki revoke", "pki publish"]
+def verbs(group: click.Group = cli, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every verb there is, with its command."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from verbs(command, f"{path}{name} ")
+        else:
+            yield path + name, command
+
+
+VERBS = dict(verbs())
+# They print nothing of their own: what a program prints, or a script for the shell.
+WITHOUT_JSON = {"exec", "shell", "attach", "completion"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -61,8 +62,30 @@ def test_every_verb_has_help_with_examples_and_json(verb: str) -> None:
     result = run(*verb.split(), "--help")
     assert result.exit_code == 0
     assert "examples:" in result.output
-    assert "--json" in result.output
-    assert all(len(line) <= 80 for line in result.output.splitlines())
+    assert ("--json" in result.output) is (verb not in WITHOUT_JSON)
+    assert [line for line in result.output.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_manual_names_every_verb_and_option(verb: str) -> None:
+    """docs/cli.md has a row for each verb, and each of its options is in it."""
+    manual = (PROJECT / "docs" / "cli.md").read_text().splitlines()
+    rows = [line for line in manual if line.startswith("| ") and re.search(rf"`mb {verb}[ `]", line.split(" | ")[0])]
+    assert rows, f"mb {verb} has no row"
+    options = [option for option in VERBS[verb].params if isinstance(option, click.Option)]
+    missing = [
+        option.opts
+        for option in options
+        if not {"--json", "--wait"} & set(option.opts)
+        and not any(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", rows[0]) for name in option.opts)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_for_the_shell(shell: str) -> None:
+    """It says to the shell how to ask mb."""
+    assert f"_MB_COMPLETE={shell}_complete" in run("completion", shell).output
 
 
 def test_help_lists_every_exit_code() -> None:
@@ -111,7 +134,7 @@ def test_check_tells_every_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "exit_code"), [(None, Exit.ERROR), (b"\xff", Exit.INVALID), (b"#" * 2**21, Exit.INVALID)]
+    ("content", "exit_code"), [(None, Exit.INVALID), (b"\xff", Exit.INVALID), (b"#" * 2**21, Exit.INVALID)]
 )
 def test_a_file_that_is_no_jcard(tmp_path: Path, content: bytes | None, exit_code: Exit) -> None:
     """Missing, not text, or far too large."""
@@ -172,7 +195,7 @@ def test_a_scheduler_that_is_not_there(tmp_path: Path) -> None:
     [
         ({"scheduler": '"nowhere"'}, Exit.INVALID, "scheduler"),
         ({"scheduler": "7"}, Exit.INVALID, "scheduler"),
-        ({"ca": '"missing.crt"'}, Exit.ERROR, "missing.crt"),
+        ({"ca": '"missing.crt"'}, Exit.INVALID, "missing.crt"),
     ],
 )
 def test_a_configuration_that_is_wrong(tmp_path: Path, changes: dict[str, str], exit_code: Exit, text: str) -> None:

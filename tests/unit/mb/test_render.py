@@ -9,14 +9,14 @@ import pytest
 
 from fleet.model.host import Accelerator, Capacity, Host, HostCordon, HostImage, HostRecord, Reservation
 from fleet.model.ids import HostId, Tenant
-from fleet.model.sandbox import Phase, Reason
+from fleet.model.sandbox import AgentPhase, AgentStatus, Goal, Phase, Reason
 from mb.compare import FileDiff
 from mb.render.diff import render_diff, render_stat
 from mb.render.hosts import render_hosts
 from mb.render.output import OutputPrinter
 from mb.render.progress import Progress, render_summary
-from mb.render.sandbox import render_listing, render_sandbox, to_json
-from mb.render.text import WIDTH, clean, render_age, render_table
+from mb.render.sandbox import render_agent_end, render_listing, render_sandbox, to_json
+from mb.render.text import WIDTH, clean, flow, render_age, render_table
 from tests.unit.mb.build import DIGEST, NOW_MS, SANDBOX_ID, failed, pending, sandbox
 
 LONG = "x" * 63
@@ -232,3 +232,39 @@ def test_a_diff_is_coloured_only_where_it_may_be() -> None:
     assert list(render_diff([diff], is_terminal=True, is_coloured=False)) == ["+\\x1b[31m"]
     assert list(render_diff([diff], is_terminal=True, is_coloured=True)) == ["\x1b[32m+\\x1b[31m\x1b[0m"]
     assert render_stat([diff])[-1] == "1 path, +1 -0"
+
+
+def test_an_agent_that_the_owner_stopped_has_not_failed() -> None:
+    """TERM and KILL of mb stop are told as such; another signal, or another goal, is a failure."""
+    agent = AgentStatus("fixer", AgentPhase.FAILED, signal=15, restarts=2)
+    stopped = sandbox(phase=Phase.STOPPED, goal=Goal.STOP)
+    assert render_agent_end(agent, stopped) == "stopped, killed by signal 15, restarted 2 times"
+    assert render_agent_end(agent, sandbox()).startswith("failed, killed by signal 15")
+    assert render_agent_end(replace(agent, signal=11), stopped).startswith("failed")
+
+
+def test_what_is_unusual_about_a_run_is_listed() -> None:
+    """Restarts, the number of the run, and why a running sandbox is not well; with the sandbox's own name in the next step."""
+    one = sandbox(phase=Phase.RUNNING, run=3)
+    assert one.status is not None
+    (agent,) = one.status.agents
+    reason = Reason("guest_unresponsive", "nothing was heard of it for 60 s", "wait, or mb stop NAME")
+    status = replace(one.status, reason=reason, agents=(replace(agent, restarts=2),))
+    lines = render_listing([replace(one, status=status)], NOW_MS)
+    assert "running (guest_unresponsive)" in lines[1]
+    assert (
+        "running, 2 restarts, run 3" in render_listing([replace(one, status=replace(status, reason=None))], NOW_MS)[1]
+    )
+    shown = render_sandbox(replace(one, status=status), NOW_MS)
+    assert "wait, or mb stop fix-tests" in "\n".join(shown)
+    assert any(line.split()[:2] == ["run", "3,"] for line in shown)
+    assert fits(lines)
+    assert fits(shown)
+
+
+def test_errors_keep_paths_whole() -> None:
+    """Words are wrapped at 80 columns; what one copies, such as a path, is not cut in two."""
+    path = "/a" * 60
+    lines = flow("error: ", f"there is no {path} here")
+    assert [len(line) <= WIDTH for line in lines] == [True, False, True]
+    assert lines[1].strip() == path
