@@ -272,7 +272,9 @@ class Reconciler:
         if isinstance(error, InvalidSpecError | NotFoundError) or (
             isinstance(error, HostFaultError) and (error.code in HOPELESS or attempts >= START_ATTEMPTS_MAX)
         ):
-            failed = fail(desired.progress, Reason(error.code, error.message, error.next_step))
+            # The state disk's faults have one name for users, wherever they are met (session.receive).
+            code = "host_disk_failed" if error.code == "disk_failed" else error.code
+            failed = fail(desired.progress, Reason(code, error.message, error.next_step))
             try:
                 self._orders.put_progress(failed)
             except HostFaultError as unwritten:

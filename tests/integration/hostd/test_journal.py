@@ -12,6 +12,7 @@ import pytest
 from fleet.errors import HostFaultError
 from fleet.model.event import Event
 from fleet.model.sandbox import Goal, Phase
+from hostd.drivers.ports import LinkMessage
 from hostd.journal import Cursor
 from hostd.orders import Orders
 from hostd.reconcile.diff import VM_DIED
@@ -125,6 +126,29 @@ async def test_on_a_full_disk_nothing_begins_and_everything_may_end(small_disk: 
         await hostd.until_gone()
         assert [event.kind for event in events_of(orders)][-1] == "sandbox.removed"
         filler.unlink()
+        assert orders.progress == {}
         hostd.accept(room.order("sleep", sandbox_id=B))
         await hostd.until_phase(Phase.RUNNING, B)
         assert set(Orders(small_disk).orders) == {A, B}
+
+
+@pytest.mark.root
+async def test_a_sandbox_whose_state_cannot_be_written_ends_clearly(small_disk: Path, tmp_path: Path) -> None:
+    """A guest whose news the full disk does not take fails with `host_disk_failed`; its VM goes, and a removal ends it wholly."""
+    room = Room(tmp_path)
+    orders = Orders(small_disk)
+    hostd = Hostd(room, orders=orders)
+    async with hostd.running():
+        hostd.accept(room.order("sleep"))
+        await hostd.until_phase(Phase.RUNNING)
+        filler = fill(small_disk)
+        ended = {"name": "agent-0", "state": "exited", "exit_code": 0, "offset": 5}
+        await hostd.sessions.receive(A, LinkMessage("agent", ended))
+        status = await hostd.until_phase(Phase.FAILED)
+        assert status.reason is not None
+        assert status.reason.code == "host_disk_failed"
+        await hostd.until_released()
+        filler.unlink()
+        hostd.accept(room.order("sleep", goal=Goal.REMOVE, generation=2))
+        await hostd.until_gone()
+        assert [event.cause for event in events_of(orders) if event.after == "failed"][-1] == "host_disk_failed"
