@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fleet.errors import HostFaultError
 from mb.commands.options import call, examples, json_option, name_argument, print_json
 from mb.compare import FileDiff, compare, is_git_path
 from mb.render.diff import render_diff, render_stat
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 _EXAMPLES = examples(
     "mb diff fix-tests              what its agents changed",
     "mb diff fix-tests --stat       only which paths, and how much",
-    "mb diff fix-tests | git apply  take text changes over; mb get takes all",
+    "mb diff fix-tests | git apply  take the changes over",
 )
+
+# How many paths that are left out are named.
+NAMED_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ def command(ctx: click.Context, name: str, *, stat: bool, with_git: bool, as_jso
     if as_json:
         print_json({"sources": [_to_json(source, stat) for source in sources]})
         return
+    left_out = [diff for source in sources for diff in source.diffs if diff.is_left_out]
     for source in sources:
         if len(sources) > 1:
             click.echo(f"# {source.guest_path}")
@@ -53,6 +58,10 @@ def command(ctx: click.Context, name: str, *, stat: bool, with_git: bool, as_jso
             _print_diff(source.diffs)
         if source.hidden:
             click.echo(f"{count(source.hidden, 'change')} in .git not shown; --with-git shows them", err=True)
+    if left_out and not stat and not sys.stdout.isatty():
+        names = ", ".join(diff.path for diff in left_out[:NAMED_MAX]) + (" and more" if left_out[NAMED_MAX:] else "")
+        message = f"{count(len(left_out), 'path')} left out of the patch: {names}: no text and too large"
+        raise HostFaultError("patch_incomplete", message, f"mb get {name} takes all")
 
 
 async def _fetch_diffs(client: "Client", name: str, with_git: bool) -> list[_SourceDiff]:
@@ -87,8 +96,9 @@ def _to_json(source: _SourceDiff, is_stat: bool) -> dict[str, Any]:
             "insertions": diff.insertions,
             "deletions": diff.deletions,
             "remark": diff.remark,
+            "is_left_out": diff.is_left_out,
         }
-        | ({} if is_stat else {"diff": "".join(line + "\n" for line in diff.lines)})
+        | ({} if is_stat else {"diff": "".join(line + "\n" for line in diff.patch or diff.lines)})
         for diff in source.diffs
     ]
     return {"guest_path": source.guest_path, "changes": changes, "hidden_git_changes": source.hidden}

@@ -11,7 +11,10 @@ _COLOURS = {"+": "green", "-": "red", "@": "cyan", "d": "bold"}
 def render_diff(diffs: Sequence[FileDiff], *, is_terminal: bool, is_coloured: bool) -> Iterator[str]:
     """Unified diffs; exact when they go to a file or a pipe, harmless on a terminal."""
     for diff in diffs:
-        for line in diff.lines:
+        if diff.is_left_out and not is_terminal:
+            # git would refuse the whole patch for it.
+            continue
+        for line in diff.lines if is_terminal else diff.patch or diff.lines:
             text = clean(line) if is_terminal else line
             colour = _COLOURS.get(line[:1]) if is_coloured else None
             yield paint(text, colour) if colour else text

@@ -267,3 +267,31 @@ async def test_up_survives_a_restart_of_the_scheduler(
         ended = await end_of(process)
     assert (ended.code, ended.stdout) == (Exit.OK, "working\n")
     assert "trying again" in ended.stderr
+
+
+async def test_a_diff_of_binary_files_is_what_git_applies(
+    mb: Mb, local: ObedientHost, tree: Path, tmp_path: Path
+) -> None:
+    """Binary files that are new, changed and gone, and a file that became a symlink, all through `git apply`."""
+    blob = bytes(range(256)) * 40
+    (tree / "changed.bin").write_bytes(b"\0old" + blob)
+    (tree / "gone.bin").write_bytes(b"\0gone")
+    (tree / "linked").write_text("text\n")
+    listed = [
+        {"path": "changed.bin", "kind": "modified"},
+        {"path": "gone.bin", "kind": "deleted"},
+        {"path": "linked", "kind": "modified"},
+        {"path": "new.bin", "kind": "added"},
+    ]
+    text = "\0" + "".join(map(chr, range(1, 128))) * 50
+    members = [Member("0/changed.bin", text), Member("0/linked", link="jcard.toml"), Member("0/new.bin", "\0new")]
+    await complete(local, await submit(mb, tree), artifact_of(listed, members))
+    diff = await mb.run("diff", "run")
+    assert diff.code == 0, diff.stderr
+    (tmp_path / "diff").write_text(diff.stdout)
+    subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
+    subprocess.run(["git", "apply", tmp_path / "diff"], cwd=tree, check=True)
+    assert (tree / "changed.bin").read_bytes() == text.encode()
+    assert (tree / "new.bin").read_text() == "\0new"
+    assert not (tree / "gone.bin").exists()
+    assert (tree / "linked").readlink() == Path("jcard.toml")
