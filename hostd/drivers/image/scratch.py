@@ -74,9 +74,10 @@ class ScratchDisks:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
             stream.truncate(size_mib * MIB)
         # A journal, for a sandbox that was cut off may be started again; the smallest, for a guest has no flush to wait for
-        # and hundreds of these disks share a host's. Nothing is reserved for root, and tables are written when first used.
+        # and hundreds of these disks share a host's. Nothing is reserved for root. mke2fs discards the
+        # (empty) file first and so leaves tables as holes: 2 MiB for a disk of 20 GiB, which without it were 329 MiB.
         features = "has_journal,^resize_inode,^metadata_csum"
-        extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
+        extended = "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"
         arguments = ("-q", "-F", "-m", "0", "-J", f"size={JOURNAL_MIB}", "-O", features, "-E", extended, str(temporary))
         await run_command("scratch_failed", "mke2fs", "-t", "ext4", *arguments)
         os.chown(temporary, *self._owner)
