@@ -3,7 +3,6 @@
 The tree's versions are locked, the host's are not: what these programs write is the same on every host.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -11,10 +10,11 @@ from fleet.errors import HostFaultError
 from provisioning.command import run_command
 
 LIST_TIMEOUT_S = 30.0
-# The x86-64 ABI's name for the loader; every dynamic program of the tree names it.
-LOADER = "lib64/ld-linux-x86-64.so.2"
 # Where the tree keeps its libraries; inside the root, /lib is a link into /usr.
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
+LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
+# The x86-64 ABI's name for the loader, which every dynamic program asks for.
+LOADER_ALIAS = "lib64/ld-linux-x86-64.so.2"
 
 
 def needed_files(root: Path, program: str) -> tuple[str, ...]:
@@ -23,7 +23,7 @@ def needed_files(root: Path, program: str) -> tuple[str, ...]:
     libraries = []
     for line in said.splitlines():
         name, arrow, rest = line.strip().partition(" => ")
-        if not arrow:
+        if not arrow or name.endswith(LOADER_ALIAS):
             continue
         path = Path(rest.rpartition(" (")[0])
         if not path.is_relative_to(root):
@@ -42,6 +42,4 @@ def keep_program(root: Path, program: str, folder: Path) -> list[str]:
 
 
 def _loaded(root: Path) -> list[str]:
-    # The loader's link is absolute within the tree.
-    loader = root / LIBRARIES / os.path.basename(LOADER)  # noqa: PTH119 (a name inside the tree, not a path of ours)
-    return [str(loader), "--inhibit-cache", "--library-path", str(root / LIBRARIES)]
+    return [str(root / LOADER), "--inhibit-cache", "--library-path", str(root / LIBRARIES)]

@@ -5,6 +5,7 @@ A recipe may extend another: lists grow, tables are merged, everything else is r
 
 import hashlib
 import json
+import re
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from fleet.errors import InvalidSpecError, NotFoundError
 RECIPES_DIR = Path(__file__).parent / "recipes"
 # A recipe on a recipe on a recipe: more would be a puzzle, and a circle has no end.
 EXTENDS_MAX = 3
+
+_SYSCTL = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Recipe:
     groups: tuple[tuple[str, tuple[str, ...]], ...]
     mask_units: tuple[str, ...]
     mask_generators: tuple[str, ...]
+    sysctls: tuple[tuple[str, str], ...]
     files: tuple[tuple[str, str], ...]
     digest: str
 
@@ -110,6 +114,7 @@ def parse_recipe(*contents: bytes) -> Recipe:
         groups=tuple((str(name), _strings(members)) for name, members in sorted(table.get("group", {}).items())),
         mask_units=tuple(unit for unit in _strings(systemd["mask"]) if unit not in unmasked),
         mask_generators=_strings(systemd["mask_generators"]),
+        sysctls=tuple((_sysctl(key), str(value)) for key, value in sorted(table["sysctl"].items())),
         files=tuple((_inside(path), str(text)) for path, text in sorted(table["file"].items())),
         digest=hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest(),
     )
@@ -159,3 +164,10 @@ def _inside(path: str) -> str:
     if path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path!r} leaves the root")
     return path
+
+
+def _sysctl(key: str) -> str:
+    """The name of a kernel parameter: words and dots."""
+    if not _SYSCTL.fullmatch(key):
+        raise ValueError(f"{key!r} is no kernel parameter")
+    return key

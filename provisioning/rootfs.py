@@ -122,7 +122,7 @@ def customise_root(root: Path, recipe: Recipe, guestd: bytes) -> None:
         _remove(target)
         target.write_text(text)
         target.chmod(0o644)
-    _install_guest(root, guestd)
+    _install_guest(root, guestd, recipe)
 
 
 def compile_python(root: Path) -> None:
@@ -136,11 +136,14 @@ def _stdlib(root: Path) -> list[str]:
     return [f"/usr/lib/{path.name}" for path in sorted((root / "usr/lib").glob("python3.*"))]
 
 
-def _install_guest(root: Path, guestd: bytes) -> None:
+def _install_guest(root: Path, guestd: bytes, recipe: Recipe) -> None:
     folder = root / BEDPLATE_DIR
     folder.mkdir(mode=0o755, parents=True)
     (folder / "guestd.pyz").write_bytes(guestd)
     (folder / "guestd.pyz").chmod(0o644)
+    lines = [f"{key.replace('.', '/')} {value}\n" for key, value in recipe.sysctls]
+    (folder / "sysctl").write_text("".join(lines))
+    (folder / "sysctl").chmod(0o644)
     for name in ("init", "guestd-loop"):
         shutil.copyfile(GUEST_DIR / name, folder / name)
         (folder / name).chmod(0o755)

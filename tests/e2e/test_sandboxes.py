@@ -153,3 +153,18 @@ def test_the_machine_is_limited_and_unprivileged(tenant: Tenant) -> None:
         assert re.search(r"global_quota\s*: (\d+)", scheduled)[1] == "100000"  # type: ignore[index]
         tenant.destroy("bound")
         up.wait()
+
+
+def test_a_guests_kernel_is_hardened_ahead_of_its_agents(tenant: Tenant) -> None:
+    """Each kernel parameter of the recipe holds when the first agent runs, and what agents rely on is there."""
+    script = """
+while read -r path value; do
+    found=$(cat "/proc/sys/$path" 2>/dev/null) || { [ -e "/proc/sys/$path" ] && continue; }
+    [ "$found" = "$value" ] || echo "$path is $found, not $value"
+done </usr/lib/bedplate/sysctl
+echo "core $(ulimit -Hc)"
+tar --version >/dev/null && tmux -V | cut -d' ' -f1
+"""
+    folder = tenant.write_project("hardened", ["bash", "look.sh"], {"look.sh": script})
+    done = tenant.run("up", str(folder), "--rm")
+    assert (done.code, done.out) == (0, "core 0\ntmux\n")
