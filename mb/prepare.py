@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +12,9 @@ from fleet.errors import InvalidSpecError, NotFoundError
 from fleet.model.admission import FieldRefusal
 from fleet.model.sandbox import SandboxSpec
 from mb.jcard.model import Jcard, JcardError, Shared
-from mb.jcard.parse import FILE_BYTES_MAX, parse_jcard
+from mb.jcard.parse import parse_jcard
+from mb.jcard.paths import FILE_BYTES_MAX
+from mb.jcard.secret import SecretValue
 from mb.jcard.to_spec import UNPACKED, find_faults, to_spec
 from mb.pack import Packed, pack_folder
 
@@ -36,7 +38,11 @@ class Prepared:
     spec: SandboxSpec
     sources: tuple[PackedSource, ...]
     notes: tuple[str, ...]
-    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: Mapping[str, SecretValue]
+
+    def reveal_secrets(self) -> dict[str, bytes]:
+        """The values of the spec's secrets, to be sent and forgotten."""
+        return {name: value.reveal() for name, value in self.secrets.items()}
 
 
 @contextmanager

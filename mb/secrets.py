@@ -26,7 +26,7 @@ def load_values(path: Path, sandbox: Sandbox) -> dict[str, bytes]:
         raise InvalidSpecError(
             "secret_missing", message, "add it, or name the jcard it was started from", field="secrets"
         )
-    return {name: values[name].encode() for name in sandbox.spec.secrets}
+    return {name: values[name].reveal() for name in sandbox.spec.secrets}
 
 
 def awaits_secrets(sandbox: Sandbox) -> bool:

@@ -110,7 +110,7 @@ class _Run:
 
     async def start(self, client: "Client", found: Prepared) -> "Sandbox":
         """Sends what the fleet does not hold, then asks for the sandbox."""
-        self._secrets = {name: found.secrets[name].encode() for name in found.spec.secrets}
+        self._secrets = found.reveal_secrets()
         for note in found.notes:
             self._progress.say(f"note: {note}")
         for source in found.sources:

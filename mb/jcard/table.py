@@ -3,10 +3,12 @@
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fleet.model.admission import FieldRefusal
-from fleet.model.units import MIB, parse_duration_s, parse_size_bytes
+from fleet.model.admission import SECRET_BYTES_MAX, SECRETS_BYTES_MAX, FieldRefusal
+from fleet.model.units import MIB, parse_duration_s, parse_size_bytes, render_bytes
+from mb.jcard.secret import SecretValue
 
 T = TypeVar("T")
 
@@ -28,16 +30,27 @@ _WORDS: dict[type, str] = {
 }
 
 
-class Table:
-    """One table of a jcard. Keys that nobody asked for by the time of `finish` are unknown."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One jcard being read: the caller's variables, and what was found and asked for so far."""
 
-    def __init__(
-        self, values: Mapping[str, Any], prefix: str, faults: list[FieldRefusal], environment: Mapping[str, str]
-    ) -> None:
+    environment: Mapping[str, str]
+    faults: list[FieldRefusal] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
+
+
+class Table:
+    """One table of a jcard. Keys that nobody asked for by the time of `finish` are unknown.
+
+    No message repeats a value of a table that is `secret`.
+    """
+
+    def __init__(self, values: Mapping[str, Any], prefix: str, reading: Reading, *, secret: bool = False) -> None:
         self.name = prefix
+        self.reading = reading
         self._values = values
-        self._faults = faults
-        self._environment = environment
+        self._secret = secret
         self._asked: list[str] = []
 
     def has(self, key: str) -> bool:
@@ -50,7 +63,19 @@ class Table:
 
     def fault(self, key: str, message: str, next_step: str, code: str = "field_invalid") -> None:
         """Notes that `key` is wrong."""
-        self._faults.append(FieldRefusal(self._field(key), code, message, next_step))
+        self.reading.faults.append(FieldRefusal(self._field(key), code, message, next_step))
+
+    def is_faulty(self, key: str) -> bool:
+        """Whether something is wrong with `key` already."""
+        return any(fault.field == self._field(key) for fault in self.reading.faults)
+
+    def note(self, text: str) -> None:
+        """Notes something that the user may want to know."""
+        self.reading.notes.append(text)
+
+    def shown(self, value: object) -> str:
+        """A value as a message repeats it: short, and never a secret."""
+        return "this value" if self._secret else _shown(value)
 
     def text(self, key: str, default: str = "") -> str:
         """A string."""
@@ -61,7 +86,7 @@ class Table:
         value = self._get(key, int, default)
         if abs(value) <= INTEGER_MAX:
             return value
-        self.fault(key, "this number is too large", "write a smaller one")
+        self.fault(key, f"{self.shown(value)} is too large a number", "write a smaller one")
         return default
 
     def boolean(self, key: str, default: bool) -> bool:
@@ -73,7 +98,7 @@ class Table:
         value = self.text(key, default)
         if value in allowed:
             return value
-        self.fault(key, f"{_shown(value)} is not known", f"write one of {', '.join(allowed)}")
+        self.fault(key, f"{self.shown(value)} is not known", f"write one of {', '.join(allowed)}")
         return default
 
     def size_mib(self, key: str, default: int) -> int:
@@ -84,10 +109,10 @@ class Table:
         try:
             size_bytes = parse_size_bytes(text)
         except ValueError:
-            self.fault(key, f"{_shown(text)} is no size", _SIZE)
+            self.fault(key, f"{self.shown(text)} is no size", _SIZE)
             return default
         if size_bytes % MIB:
-            self.fault(key, f"{_shown(text)} is no whole number of MiB", _SIZE)
+            self.fault(key, f"{self.shown(text)} is no whole number of MiB", _SIZE)
         return size_bytes // MIB
 
     def duration_s(self, key: str, default: float) -> float:
@@ -98,7 +123,7 @@ class Table:
         try:
             return parse_duration_s(text)
         except ValueError:
-            self.fault(key, f"{_shown(text)} is no duration", _DURATION)
+            self.fault(key, f"{self.shown(text)} is no duration", _DURATION)
             return default
 
     def strings(self, key: str) -> tuple[str, ...]:
@@ -106,7 +131,9 @@ class Table:
         values = self._get(key, list, [])
         for index, value in enumerate(values):
             if not isinstance(value, str):
-                self.fault(f"{key}[{index}]", f"{_shown(value)} is not a string", "put it in quotes", "type_invalid")
+                self.fault(
+                    f"{key}[{index}]", f"{self.shown(value)} is not a string", "put it in quotes", "type_invalid"
+                )
         return tuple(value for value in values if isinstance(value, str))
 
     def variables(self, key: str) -> dict[str, str]:
@@ -114,38 +141,59 @@ class Table:
         table = self.table(key)
         return {name: table.expanded(name) for name in table._take_all()}
 
+    def secrets(self, key: str) -> dict[str, SecretValue]:
+        """A table of secrets: `${VAR}` as in `variables`; none is empty or past its limit, and no message repeats one."""
+        secret = Table(self._values, self.name, self.reading, secret=True)
+        self._asked.append(key)
+        table = secret.table(key)
+        found = {name: SecretValue(table.expanded(name).encode()) for name in table._take_all()}
+        known = {fault.field for fault in self.reading.faults}
+        for name, value in found.items():
+            if table._field(name) in known:
+                continue
+            if not len(value):
+                table.fault(name, "its value is empty", "write a value or ${VAR}, or leave the secret out")
+            if len(value) > SECRET_BYTES_MAX:
+                limit = render_bytes(SECRET_BYTES_MAX)
+                table.fault(name, f"its value of {len(value)} bytes is past {limit}", "put a large file in a source")
+        if sum(map(len, found.values())) > SECRETS_BYTES_MAX:
+            message = f"all values together are past {render_bytes(SECRETS_BYTES_MAX)}"
+            self.fault(key, message, "keep less in secrets")
+        return found
+
     def expanded(self, key: str) -> str:
         """A string in which each `${VAR}` is replaced by the caller's variable; an unset one is a fault."""
 
         def replace(match: re.Match[str]) -> str:
             name = match.group(1)
             if not match.group(0).endswith("}") or not _NAME.fullmatch(name):
-                self.fault(key, f"{_shown(match.group(0))} is no variable", "write ${NAME}")
-            elif name not in self._environment:
+                self.fault(key, f"{self.shown(match.group(0))} is no variable", "write ${NAME}")
+            elif name not in self.reading.environment:
                 next_step = f"export {name}, or write its value"
                 self.fault(key, f"the variable {name} is not set", next_step, "variable_unset")
-            elif not _is_text(self._environment[name]):
+            elif not _is_text(self.reading.environment[name]):
                 self.fault(key, f"the variable {name} is not UTF-8 text", "set it to text")
             else:
-                return self._environment[name]
+                return self.reading.environment[name]
             return ""
 
         return _VARIABLE.sub(replace, self.text(key))
 
     def table(self, key: str) -> "Table":
         """A table inside this one; an empty one when it is not there."""
-        return Table(self._get(key, dict, {}), self._field(key), self._faults, self._environment)
+        return Table(self._get(key, dict, {}), self._field(key), self.reading, secret=self._secret)
 
     def tables(self, key: str) -> list["Table"]:
         """A list of tables, each named `[[key]][index]`."""
         found = []
         for index, value in enumerate(self._get(key, list, [])):
-            field = f"[[{self._field(key)}]][{index}]"
+            name = f"[[{self._field(key)}]][{index}]"
             if not isinstance(value, dict):
-                message = f"{_shown(value)} is not a table"
-                self._faults.append(FieldRefusal(field, "type_invalid", message, f"write [[{self._field(key)}]]"))
+                message = f"{self.shown(value)} is not a table"
+                next_step = f"write [[{self._field(key)}]]"
+                self.reading.faults.append(FieldRefusal(name, "type_invalid", message, next_step))
                 continue
-            found.append(Table(value, field, self._faults, self._environment))
+            found.append(Table(value, name, self.reading))
         return found
 
     def finish(self) -> None:
@@ -169,12 +217,15 @@ class Table:
 
     def _get(self, key: str, kind: type[T], default: T, next_step: str = "") -> T:
         self._asked.append(key)
+        self.reading.asked.add(self._field(key))
         if key not in self._values:
             return default
         value = self._values[key]
         if type(value) is kind:
             return value
-        self.fault(key, f"{_shown(value)} is not {_WORDS[kind]}", next_step or f"write {_WORDS[kind]}", "type_invalid")
+        self.fault(
+            key, f"{self.shown(value)} is not {_WORDS[kind]}", next_step or f"write {_WORDS[kind]}", "type_invalid"
+        )
         return default
 
 

@@ -45,7 +45,8 @@ def to_spec(jcard: Jcard, packed: Sequence[Packed]) -> SandboxSpec:
 def find_faults(jcard: Jcard, spec: SandboxSpec) -> tuple[FieldRefusal, ...]:
     """Everything that stands against `spec`: what reading found, then what admission refuses where reading found nothing."""
     known = {fault.field for fault in jcard.faults}
-    refused = [_in_jcard_words(jcard, refusal) for refusal in refusals(spec)]
+    # Replicas have the same faults.
+    refused = dict.fromkeys(_in_jcard_words(jcard, refusal) for refusal in refusals(spec))
     return (*jcard.faults, *(refusal for refusal in refused if refusal.field not in known))
 
 

@@ -13,6 +13,7 @@ from fleet.model.sandbox import (
     Network,
     NetworkMode,
     Resources,
+    Restart,
     SandboxSpec,
 )
 from mb.jcard.model import Jcard
@@ -41,7 +42,7 @@ def faults_of(text: str, **environment: str) -> list[FieldRefusal]:
 def test_an_agent_alone_is_enough() -> None:
     """Every other field has its default, and the network is closed without being asked to be."""
     jcard = parse(AGENT)
-    agent = Agent("custom", "custom", ("/bin/sh", "-c", "true"))
+    agent = Agent("custom", "custom", ("/bin/sh", "-c", "true"), workdir="/home/agent")
     assert spec_of(jcard) == SandboxSpec("my-agent", agents=(agent,))
     assert faults_of(AGENT) == []
     assert [note for note in jcard.notes if "closed" in note]
@@ -173,8 +174,19 @@ def test_every_field_reaches_the_spec() -> None:
         (AGENT + 'session = "a.b"', "agent.session", "field_invalid"),
         (AGENT + 'memory = "5GiB"', "agent.memory", "field_invalid"),
         (AGENT + 'extra_packages = ["vim"]', "agent.extra_packages", "not_enforceable"),
-        (AGENT + "replicas = 2", "agent.replicas", "not_enforceable"),
-        (AGENT + "gang = true", "agent.gang", "not_enforceable"),
+        (AGENT + "replicas = 0", "agent.replicas", "field_invalid"),
+        (AGENT + "replicas = 17", "agent.replicas", "field_invalid"),
+        (AGENT + "gang = true", "agent.gang", "field_invalid"),
+        (AGENT + 'timeout = "0s"', "agent.timeout", "field_invalid"),
+        ('[agent]\nname = "a"', "agent.prompt", "field_invalid"),
+        (AGENT + '[secrets]\nTOKEN = ""', "secrets.TOKEN", "field_invalid"),
+        (AGENT + "[secrets]\nTOKEN = 5", "secrets.TOKEN", "type_invalid"),
+        ('secrets = "x"\n' + AGENT, "secrets", "type_invalid"),
+        (AGENT + f'[secrets]\nTOKEN = "{"x" * 65537}"', "secrets.TOKEN", "field_invalid"),
+        (AGENT + "[secrets]\n" + "".join(f'T{i} = "{"x" * 65536}"\n' for i in range(5)), "secrets", "field_invalid"),
+        (AGENT + "[secrets]\n" + "".join(f'T{i} = "x"\n' for i in range(33)), "secrets", "field_invalid"),
+        (AGENT + 'env = { TOKEN_FILE = "x" }\n[secrets]\nTOKEN = "x"', "agent.env.TOKEN_FILE", "field_invalid"),
+        (NEXT + 'session = "a"\n' + NEXT + 'session = "a"\n', "[[agents]]", "field_invalid"),
         (AGENT + 'memory = "1MiB"', "agent.memory", "field_invalid"),
         (AGENT + "pid_limit = 1", "agent.pid_limit", "field_invalid"),
         (AGENT + 'env = { A = "${NOWHERE}" }', "agent.env.A", "variable_unset"),
@@ -255,10 +267,83 @@ def test_a_folder_name_becomes_a_label(text: str, label: str) -> None:
 def test_notes_say_what_is_different_here() -> None:
     """What is accepted with another meaning than elsewhere is said, once."""
     text = "".join('[[agents]]\nharness = "custom"\ntype = "sandboxed"\ncommand = "x"\n' for _ in range(2))
-    notes = parse_jcard(text + '[network]\nmode = "nat"', Path("/work/My Agent"), {}).notes
+    notes = parse_jcard(text, Path("/work/My Agent"), {}).notes
     assert len(notes) == len(set(notes)) == 3
     assert any("my-agent" in note for note in notes)
-    assert any("egress_allow" in note for note in notes)
+    assert any("closed" in note for note in notes)
+    assert parse(AGENT + 'restart = "always"\n[network]\nmode = "none"').notes == (
+        "restart always without max_restarts and timeout: it runs until mb stop",
+    )
+
+
+def test_nat_is_explained_in_its_own_word() -> None:
+    """What users write elsewhere is refused by the name they wrote, with what it would mean here."""
+    (fault,) = faults_of(AGENT + '[network]\nmode = "nat"')
+    assert fault.message.startswith("nat ")
+    assert "egress_allow" in fault.message
+    assert "allow " not in fault.message.replace("egress_allow", "")
+
+
+def test_replicas_are_agents_of_their_own() -> None:
+    """Each copy has its name and its session; all else is the same, and its faults are told once."""
+    text = AGENT + 'name = "mill"\nreplicas = 3\nsession = "watch"\nrestart = "on-failure"\nmax_restarts = 2'
+    jcard = parse(text + "\ngang = true")
+    assert [(agent.name, agent.session) for agent in jcard.spec.agents] == [
+        ("mill-0", "watch-0"),
+        ("mill-1", "watch-1"),
+        ("mill-2", "watch-2"),
+    ]
+    assert {(agent.restart, agent.max_restarts, agent.command) for agent in jcard.spec.agents} == {
+        (Restart.ON_FAILURE, 2, ("/bin/sh", "-c", "true"))
+    }
+    assert jcard.agent_fields == ("agent",) * 3
+    assert any("start together" in note for note in jcard.notes)
+    assert [fault.field for fault in faults_of(AGENT + 'replicas = 3\nmemory = "9GiB"')] == ["agent.memory"]
+    assert [fault.field for fault in faults_of(NEXT + "replicas = 9\n" + NEXT + "replicas = 9")] == ["[[agents]]"]
+
+
+def test_an_agent_has_at_most_what_its_sandbox_has() -> None:
+    """The default follows a small sandbox; a written value is kept, or refused when it is more."""
+    small = parse(AGENT + '[resources]\nmemory = "512MiB"')
+    assert (small.spec.agents[0].memory_mib, parse(AGENT).spec.agents[0].memory_mib) == (512, 2048)
+    assert parse(AGENT + 'memory = "3GiB"').spec.agents[0].memory_mib == 3072
+
+
+SECRET = "sk-verysecret0123456789"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'[secrets]\nTOKEN = "{SECRET}"',
+        '[secrets]\nTOKEN = "${TOKEN}"',
+        f'[secrets]\ntoken = "{SECRET}"',
+        f'[secrets]\nTOKEN = "${{{SECRET}"',
+        f'[secrets]\nTOKEN = "${{{SECRET}}}"',
+        f'[secrets]\nTOKEN = ["{SECRET}"]',
+        f'[secrets]\nTOKEN = {{ value = "{SECRET}" }}',
+        f'[secrets.TOKEN]\nvalue = "{SECRET}"',
+        f'[secret]\nTOKEN = "{SECRET}"',
+        f'[[secrets]]\nTOKEN = "{SECRET}"',
+        f'[secrets]\nTOKEN = "{SECRET * 5000}"',
+        f'[secrets]\nTOKEN = "{SECRET}',
+    ],
+)
+def test_no_secret_is_repeated(text: str) -> None:
+    """Neither what is read nor any message about it holds a value: not in a repr, a log or an error."""
+    jcard = parse(AGENT + text, TOKEN=SECRET)
+    assert SECRET not in repr(jcard)
+    assert SECRET not in repr(find_faults(jcard, spec_of(jcard)))
+
+
+def test_secrets_reach_whoever_sends_them() -> None:
+    """The spec has the names, and the values are there for the one call that needs them."""
+    jcard = parse(AGENT + '[secrets]\nTOKEN = "a${TOKEN}"\nKEY = "ü"', TOKEN=SECRET)
+    assert jcard.spec.secrets == ("TOKEN", "KEY")
+    assert {name: value.reveal() for name, value in jcard.secrets.items()} == {
+        "TOKEN": b"a" + SECRET.encode(),
+        "KEY": "ü".encode(),
+    }
 
 
 def test_a_variable_that_is_no_text_is_refused() -> None:

@@ -1,0 +1,20 @@
+"""A secret's value on its way through mb: it shows itself to nobody who does not ask for it by name."""
+
+
+class SecretValue:
+    """Bytes that no repr, message or JSON repeats; only `reveal` gives them."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return "SecretValue(…)"
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def reveal(self) -> bytes:
+        """The value itself, for the call that sends it."""
+        return self._value
