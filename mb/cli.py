@@ -165,7 +165,7 @@ def report_error(error: BedplateError, as_json: bool) -> None:
         _print_error(error.message, error.next_step)
     for fault in faults:
         text = f"{fault['field']}: {fault['message']}" if fault["field"] else fault["message"]
-        _print_error(text, fault["next_step"])
+        _print_error(f"{getattr(error, 'path', '')}: {text}".removeprefix(": "), fault["next_step"])
 
 
 def _print_error(message: str, next_step: str) -> None:

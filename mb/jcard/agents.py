@@ -9,7 +9,7 @@ from fleet.model.admission import AGENT_MEMORY_MIB_MIN, AGENTS_MAX, CUSTOM, HARN
 from fleet.model.sandbox import Agent, EnvVar, NetworkMode, Restart
 from mb.jcard.harness import Harness, load_harness
 from mb.jcard.paths import read_text, to_path
-from mb.jcard.table import Table
+from mb.jcard.table import Table, shown
 
 # Where nothing is shared; an agent's HOME, which every image has.
 HOME = "/home/agent"
@@ -56,7 +56,7 @@ def read_agents(tables: Sequence[Table], about: Surroundings) -> list[tuple[str,
 
 def _read_agent(table: Table, about: Surroundings) -> Agent:
     if table.choice("type", ("sandboxed", "native"), "native") == "sandboxed":
-        table.note(_SANDBOXED)
+        table.reading.note(_SANDBOXED)
     harness = table.choice("harness", HARNESSES, "claude-code")
     prompt = _read_prompt(table, about.folder)
     env = table.variables("env")
@@ -80,11 +80,11 @@ def _read_agent(table: Table, about: Surroundings) -> Agent:
     )
     if known:
         for note in known.notes(about.image, about.mode, {*about.secrets, *env}):
-            table.note(note)
+            table.reading.note(note)
     if agent.restart is Restart.ALWAYS and not agent.max_restarts and not agent.timeout_s:
-        table.note(_ENDLESS)
+        table.reading.note(_ENDLESS)
     if packages := table.strings("extra_packages"):
-        message = f"{table.shown(list(packages))}: nothing is installed when a sandbox starts"
+        message = f"{shown(list(packages))}: nothing is installed when a sandbox starts"
         next_step = "add them to an image recipe and name that image as mixtape"
         table.fault("extra_packages", message, next_step, "not_enforceable")
     return agent
@@ -92,8 +92,8 @@ def _read_agent(table: Table, about: Surroundings) -> Agent:
 
 def _read_timeout(table: Table) -> float:
     timeout_s = table.duration_s("timeout", 0.0)
-    if table.is_text("timeout") and not timeout_s and not table.is_faulty("timeout"):
-        table.fault("timeout", f"{table.shown(table.text('timeout'))} is no time to run", "leave it out for no timeout")
+    if table.is_text("timeout") and not timeout_s and not table.reading.is_faulty(f"{table.name}.timeout"):
+        table.fault("timeout", f"{shown(table.text('timeout'))} is no time to run", "leave it out for no timeout")
     return timeout_s
 
 
@@ -113,7 +113,11 @@ def _known_command(table: Table, harness: Harness, prompt: str, about: Surroundi
         table.fault("command", message, 'leave it out, or use harness = "custom"')
     # With a session there is somebody to ask, at its terminal.
     is_told = bool(prompt or table.text("session"))
-    if not is_told and not table.is_faulty("prompt") and not table.is_faulty("prompt_file"):
+    if (
+        not is_told
+        and not table.reading.is_faulty(f"{table.name}.prompt")
+        and not table.reading.is_faulty(f"{table.name}.prompt_file")
+    ):
         next_step = "write prompt or prompt_file, or a session to attach to"
         table.fault("prompt", f"harness {harness.name} is not told what to do", next_step)
     return harness.command(prompt, about.secrets)
@@ -143,7 +147,7 @@ def _read_replicas(table: Table) -> int:
         replicas = 1
     elif table.boolean("gang", False):
         if replicas > 1:
-            table.note(_GANG)
+            table.reading.note(_GANG)
         else:
             table.fault("gang", "true, and there are no replicas", "write replicas, or leave gang out")
     table.finish()

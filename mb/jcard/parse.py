@@ -14,7 +14,8 @@ from fleet.model.sandbox import Forward, ImageRef, Label, Network, NetworkMode, 
 from mb.jcard.agents import Surroundings, agent_tables, read_agents
 from mb.jcard.model import Jcard, Shared
 from mb.jcard.paths import to_path
-from mb.jcard.table import Reading, Table
+from mb.jcard.secret import read_secrets
+from mb.jcard.table import Reading, Table, shown
 
 NAME_CHARS_MAX = 63
 
@@ -46,7 +47,7 @@ def read_jcard(text: str, folder: Path, reading: Reading) -> Jcard:
     resources = _read_resources(root)
     network = _read_network(root)
     shared = tuple(_read_shared(table, folder) for table in root.tables("shared"))
-    secrets = root.secrets("secrets")
+    secrets = read_secrets(root)
     labels = tuple(Label(name, value) for name, value in root.variables("requires").items())
     tables = agent_tables(root, is_read=bool(values))
     workdir = shared[0].guest if shared else ""
@@ -76,15 +77,15 @@ def _read_name(root: Table, folder: Path) -> str:
     if name and not is_dns_label(name):
         suggestion = to_label(name)
         next_step = f'write name = "{suggestion}"' if suggestion else "use 1 to 63 characters of a-z, 0-9 and -"
-        root.fault("name", f"{root.shown(name)} is no DNS label", next_step)
+        root.fault("name", f"{shown(name)} is no DNS label", next_step)
     if name:
         return name
     label = to_label(folder.name)
     if not label:
-        message = f"the folder {root.shown(folder.name)} makes no name for a sandbox"
+        message = f"the folder {shown(folder.name)} makes no name for a sandbox"
         root.fault("name", message, 'write for example name = "fixer"')
     elif label != folder.name:
-        root.note(f"name is not given: {label}, after this folder")
+        root.reading.note(f"name is not given: {label}, after this folder")
     return label
 
 
@@ -112,7 +113,7 @@ def _read_network(root: Table) -> Network:
         table.fault("mode", _NAT_MEANS, "use closed or none: nothing leaves the sandbox", "not_enforceable")
         mode = NetworkMode.CLOSED
     elif not table.has("mode"):
-        root.note(_NO_MODE)
+        root.reading.note(_NO_MODE)
     forwards = tuple(_read_forward(forward) for forward in table.tables("forwards"))
     network = Network(_MODES[mode], table.strings("egress_allow"), forwards)
     table.finish()

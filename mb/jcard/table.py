@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fleet.model.admission import SECRET_BYTES_MAX, SECRETS_BYTES_MAX, FieldRefusal
-from fleet.model.units import MIB, parse_duration_s, parse_size_bytes, render_bytes
-from mb.jcard.secret import SecretValue
+from fleet.model.admission import FieldRefusal
+from fleet.model.units import MIB, parse_duration_s, parse_size_bytes
 
 T = TypeVar("T")
 
@@ -39,6 +38,14 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     asked: set[str] = field(default_factory=set)
 
+    def note(self, text: str) -> None:
+        """Notes something that the user may want to know."""
+        self.notes.append(text)
+
+    def is_faulty(self, name: str) -> bool:
+        """Whether something is wrong with the field of that name already."""
+        return any(fault.field == name for fault in self.faults)
+
 
 class Table:
     """One table of a jcard. Keys that nobody asked for by the time of `finish` are unknown.
@@ -65,18 +72,6 @@ class Table:
         """Notes that `key` is wrong."""
         self.reading.faults.append(FieldRefusal(self._field(key), code, message, next_step))
 
-    def is_faulty(self, key: str) -> bool:
-        """Whether something is wrong with `key` already."""
-        return any(fault.field == self._field(key) for fault in self.reading.faults)
-
-    def note(self, text: str) -> None:
-        """Notes something that the user may want to know."""
-        self.reading.notes.append(text)
-
-    def shown(self, value: object) -> str:
-        """A value as a message repeats it: short, and never a secret."""
-        return "this value" if self._secret else _shown(value)
-
     def text(self, key: str, default: str = "") -> str:
         """A string."""
         return self._get(key, str, default)
@@ -86,7 +81,7 @@ class Table:
         value = self._get(key, int, default)
         if abs(value) <= INTEGER_MAX:
             return value
-        self.fault(key, f"{self.shown(value)} is too large a number", "write a smaller one")
+        self.fault(key, f"{self._shown(value)} is too large a number", "write a smaller one")
         return default
 
     def boolean(self, key: str, default: bool) -> bool:
@@ -98,7 +93,7 @@ class Table:
         value = self.text(key, default)
         if value in allowed:
             return value
-        self.fault(key, f"{self.shown(value)} is not known", f"write one of {', '.join(allowed)}")
+        self.fault(key, f"{self._shown(value)} is not known", f"write one of {', '.join(allowed)}")
         return default
 
     def size_mib(self, key: str, default: int) -> int:
@@ -109,10 +104,10 @@ class Table:
         try:
             size_bytes = parse_size_bytes(text)
         except ValueError:
-            self.fault(key, f"{self.shown(text)} is no size", _SIZE)
+            self.fault(key, f"{self._shown(text)} is no size", _SIZE)
             return default
         if size_bytes % MIB:
-            self.fault(key, f"{self.shown(text)} is no whole number of MiB", _SIZE)
+            self.fault(key, f"{self._shown(text)} is no whole number of MiB", _SIZE)
         return size_bytes // MIB
 
     def duration_s(self, key: str, default: float) -> float:
@@ -123,7 +118,7 @@ class Table:
         try:
             return parse_duration_s(text)
         except ValueError:
-            self.fault(key, f"{self.shown(text)} is no duration", _DURATION)
+            self.fault(key, f"{self._shown(text)} is no duration", _DURATION)
             return default
 
     def strings(self, key: str) -> tuple[str, ...]:
@@ -132,34 +127,14 @@ class Table:
         for index, value in enumerate(values):
             if not isinstance(value, str):
                 self.fault(
-                    f"{key}[{index}]", f"{self.shown(value)} is not a string", "put it in quotes", "type_invalid"
+                    f"{key}[{index}]", f"{self._shown(value)} is not a string", "put it in quotes", "type_invalid"
                 )
         return tuple(value for value in values if isinstance(value, str))
 
-    def variables(self, key: str) -> dict[str, str]:
+    def variables(self, key: str, *, secret: bool = False) -> dict[str, str]:
         """A table of strings in which `${VAR}` is the caller's variable."""
-        table = self.table(key)
+        table = self.table(key, secret=secret)
         return {name: table.expanded(name) for name in table._take_all()}
-
-    def secrets(self, key: str) -> dict[str, SecretValue]:
-        """A table of secrets: `${VAR}` as in `variables`; none is empty or past its limit, and no message repeats one."""
-        secret = Table(self._values, self.name, self.reading, secret=True)
-        self._asked.append(key)
-        table = secret.table(key)
-        found = {name: SecretValue(table.expanded(name).encode()) for name in table._take_all()}
-        known = {fault.field for fault in self.reading.faults}
-        for name, value in found.items():
-            if table._field(name) in known:
-                continue
-            if not len(value):
-                table.fault(name, "its value is empty", "write a value or ${VAR}, or leave the secret out")
-            if len(value) > SECRET_BYTES_MAX:
-                limit = render_bytes(SECRET_BYTES_MAX)
-                table.fault(name, f"its value of {len(value)} bytes is past {limit}", "put a large file in a source")
-        if sum(map(len, found.values())) > SECRETS_BYTES_MAX:
-            message = f"all values together are past {render_bytes(SECRETS_BYTES_MAX)}"
-            self.fault(key, message, "keep less in secrets")
-        return found
 
     def expanded(self, key: str) -> str:
         """A string in which each `${VAR}` is replaced by the caller's variable; an unset one is a fault."""
@@ -167,7 +142,7 @@ class Table:
         def replace(match: re.Match[str]) -> str:
             name = match.group(1)
             if not match.group(0).endswith("}") or not _NAME.fullmatch(name):
-                self.fault(key, f"{self.shown(match.group(0))} is no variable", "write ${NAME}")
+                self.fault(key, f"{self._shown(match.group(0))} is no variable", "write ${NAME}")
             elif name not in self.reading.environment:
                 next_step = f"export {name}, or write its value"
                 self.fault(key, f"the variable {name} is not set", next_step, "variable_unset")
@@ -179,9 +154,11 @@ class Table:
 
         return _VARIABLE.sub(replace, self.text(key))
 
-    def table(self, key: str) -> "Table":
+    def table(self, key: str, *, secret: bool = False) -> "Table":
         """A table inside this one; an empty one when it is not there."""
-        return Table(self._get(key, dict, {}), self._field(key), self.reading, secret=self._secret)
+        holder = Table(self._values, self.name, self.reading, secret=True) if secret else self
+        self._asked.append(key)
+        return Table(holder._get(key, dict, {}), self._field(key), self.reading, secret=holder._secret)
 
     def tables(self, key: str) -> list["Table"]:
         """A list of tables, each named `[[key]][index]`."""
@@ -189,7 +166,7 @@ class Table:
         for index, value in enumerate(self._get(key, list, [])):
             name = f"[[{self._field(key)}]][{index}]"
             if not isinstance(value, dict):
-                message = f"{self.shown(value)} is not a table"
+                message = f"{self._shown(value)} is not a table"
                 next_step = f"write [[{self._field(key)}]]"
                 self.reading.faults.append(FieldRefusal(name, "type_invalid", message, next_step))
                 continue
@@ -205,6 +182,9 @@ class Table:
             known = "known here: " + ", ".join(sorted(set(self._asked)))
             next_step = f"did you mean {near[0]}?" if near else known
             self.fault(key[:SHOWN_CHARS_MAX], "this key is not known", next_step, "key_unknown")
+
+    def _shown(self, value: object) -> str:
+        return "this value" if self._secret else shown(value)
 
     def _take_all(self) -> list[str]:
         """Every key of a table whose keys are the user's own; none is unknown."""
@@ -224,7 +204,7 @@ class Table:
         if type(value) is kind:
             return value
         self.fault(
-            key, f"{self.shown(value)} is not {_WORDS[kind]}", next_step or f"write {_WORDS[kind]}", "type_invalid"
+            key, f"{self._shown(value)} is not {_WORDS[kind]}", next_step or f"write {_WORDS[kind]}", "type_invalid"
         )
         return default
 
@@ -234,7 +214,8 @@ def _is_text(value: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in value)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as a message repeats it: as Python writes it, and short."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, or very deep nesting

@@ -122,7 +122,7 @@ def test_check_tells_every_fault(tmp_path: Path) -> None:
     )
     result = run("check", tmp_path)
     assert (result.exit_code, result.stdout) == (Exit.INVALID, "")
-    for part in ("error: agent.timeout: ", "  next: ", "error: [[shared]][0].host:", "error: [[shared]][0].guest:"):
+    for part in ("jcard.toml:", " agent.timeout: ", "  next: ", " [[shared]][0].host:", " [[shared]][0].guest:"):
         assert part in result.stderr, part
     error = json.loads(run("check", tmp_path, "--json").stderr)["error"]
     assert error["code"] == "jcard_invalid"
