@@ -15,7 +15,7 @@ from guestd import VERSION
 from guestd.configuration import Configuration, parse_configuration
 from guestd.execs import Execs, sweep_programs
 from guestd.fault import GuestFault
-from guestd.machine import end_machine, measure_memory_mib, prepare_machine, read_boot_id, set_clock
+from guestd.machine import end_machine, measure_boot, measure_memory_mib, prepare_machine, read_boot_id, set_clock
 from guestd.state import State, load_json, nudge, put_json
 from guestd.streams import Stream
 from guestd.workload import Cgroup, Crew, Record, end_all, fork_aside, take_lock
@@ -81,8 +81,11 @@ class Guest:
         agents = {
             name: {**self._records[name].describe(), "offset": output.size} for name, output in self._outputs.items()
         }
-        about = {"version": LINK_VERSION, "guestd": VERSION, "boot_id": read_boot_id()}
-        self._outbox.add("hello", {**about, "configured": self._fields is not None, "agents": agents})
+        about: dict[str, object] = {"version": LINK_VERSION, "guestd": VERSION, "boot_id": read_boot_id()}
+        is_configured = self._fields is not None
+        if not is_configured:
+            about["boot"] = measure_boot()
+        self._outbox.add("hello", {**about, "configured": is_configured, "agents": agents})
         if self._failure is not None:
             self._tell_failure(self._failure)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # A remount takes milliseconds; one that hangs must not keep the guest, and the journal heals what it left.
 REMOUNT_TRIES, REMOUNT_INTERVAL_S = 250, 0.02
 NET_DIR = "/sys/class/net"
+# Two times of /proc/uptime, written by provisioning/guest/initramfs-init.
+BOOT_FILE = "/run/bedplate/boot"
 # The host's clock and ours were read some milliseconds apart; less than this is no error worth a step.
 CLOCK_ERROR_S = 1.0
 
@@ -76,6 +78,14 @@ def read_boot_id() -> str:
     """The kernel's name of this boot."""
     with open("/proc/sys/kernel/random/boot_id") as stream:
         return stream.read().strip()
+
+
+def measure_boot() -> dict[str, int]:
+    """How long the kernel has run, and had run when the initramfs and when the real root began, in milliseconds."""
+    boot = {"uptime_ms": int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000), "init_ms": 0, "root_ms": 0}
+    with contextlib.suppress(FileNotFoundError), open(BOOT_FILE) as stream:
+        boot["init_ms"], boot["root_ms"] = (int(float(word) * 1000) for word in stream.read().split())
+    return boot
 
 
 def measure_memory_mib() -> int:

@@ -215,6 +215,10 @@ class StageName(StrEnum):
     DISKS_READY = "disks_ready"
     NETWORK_READY = "network_ready"
     DOMAIN_STARTED = "domain_started"
+    # The next three as the guest says: it may lie about them, and harms nobody.
+    KERNEL_STARTED = "kernel_started"
+    INIT_STARTED = "init_started"
+    ROOT_MOUNTED = "root_mounted"
     LINK_CONNECTED = "link_connected"
     CONFIGURED = "configured"
     AGENTS_STARTED = "agents_started"

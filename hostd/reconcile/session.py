@@ -38,6 +38,7 @@ from hostd.reconcile.words import (
     clean,
     describe_configuration,
     parse_agent,
+    parse_boot,
     parse_failure,
     parse_whole,
 )
@@ -316,7 +317,11 @@ class Sessions:
         if not is_configured and _may_have_run(progress, boot_id):
             self._book.save(fail(progress, GUEST_RESTARTED))
             return
-        self._book.save(reach_stage(progress, StageName.LINK_CONNECTED, self._now_ms()))
+        now_ms = self._now_ms()
+        if not is_configured:
+            for stage in parse_boot(fields, now_ms):
+                progress = reach_stage(progress, stage.name, stage.at_ms)
+        self._book.save(reach_stage(progress, StageName.LINK_CONNECTED, now_ms))
         live = self._live[sandbox_id]
         if is_configured:
             self._vault.drop(sandbox_id)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fleet.model.assignment import Assignment
 from fleet.model.ids import Digest, is_digest
-from fleet.model.sandbox import Agent, AgentPhase, AgentStatus, Artifact, Reason
+from fleet.model.sandbox import Agent, AgentPhase, AgentStatus, Artifact, Reason, Stage, StageName
 from fleet.model.units import MIB
 from hostd.reconcile.state import mac_address
 
@@ -21,6 +21,8 @@ OUTPUT_BYTES_MAX = 64 * MIB
 ARTIFACT_BYTES_MAX = 1024 * MIB
 ARTIFACT_CHANGES_MAX = 200_000
 TEXT_CHARS_MAX = 500
+# A guest that is not configured after a day is none of ours any more.
+UPTIME_MS_MAX = 24 * 3600 * 1000
 # Offsets are bounded by what is held; this only keeps numbers within 64 bits.
 OFFSET_MAX = 2**62
 EXIT_CODE_MAX = 255
@@ -66,6 +68,20 @@ def parse_whole(fields: Mapping[str, Any], name: str, most: int = OFFSET_MAX) ->
     if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"{name} is no whole number from 0 to {most}")
     return value
+
+
+def parse_boot(fields: Mapping[str, Any], now_ms: int) -> tuple[Stage, ...]:
+    """When the guest's kernel, its first process and its real root began, by its own clock; raises ValueError."""
+    boot = fields.get("boot")
+    if not isinstance(boot, Mapping):
+        return ()
+    kernel_ms = now_ms - parse_whole(boot, "uptime_ms", UPTIME_MS_MAX)
+    init_ms, root_ms = (parse_whole(boot, name, UPTIME_MS_MAX) for name in ("init_ms", "root_ms"))
+    return (
+        Stage(StageName.KERNEL_STARTED, kernel_ms),
+        Stage(StageName.INIT_STARTED, min(now_ms, kernel_ms + init_ms)),
+        Stage(StageName.ROOT_MOUNTED, min(now_ms, kernel_ms + root_ms)),
+    )
 
 
 def parse_optional(fields: Mapping[str, Any], name: str, most: int) -> int | None:
