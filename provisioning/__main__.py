@@ -1,21 +1,20 @@
-"""The image builder's command line: `python -m provisioning build | lock | rebuild | ls | verify`."""
+"""The image builder's command line: `python -m provisioning build | lock | rebuild | ls | gc …`."""
 
 import argparse
 import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
-from fleet.errors import BedplateError
-from fleet.model.units import render_bytes
+from fleet.errors import BedplateError, HostFaultError, InvalidSpecError
+from provisioning.commands import stock
 from provisioning.commands.building import build, lock
 from provisioning.commands.rebuild import rebuild
-from provisioning.imagestore import image_path, list_images
 from provisioning.recipe import list_recipes
-from provisioning.verify import verify_image
 
+# As argparse ends for a wrong command line.
+INVALID = 2
 DEFAULT_CACHE = "/var/cache/bedplate"
 
 _EPILOG = """examples:
@@ -23,43 +22,39 @@ _EPILOG = """examples:
   python -m provisioning rebuild               build it twice, apart in everything: are the bytes the same?
   python -m provisioning lock --recipe base    take the package versions that are offered now
   python -m provisioning ls --json             what is in the store
-  python -m provisioning verify sha256:…       read every byte of an image and compare its digests
+  python -m provisioning verify base:latest    read every byte of an image and compare its digests
+  python -m provisioning export base:latest base.tar
+  python -m provisioning gc --dry-run          which images nobody uses
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; 0 when it succeeded, 1 for an error that it has printed."""
+    """Runs one command; 0 when it succeeded, 1 or 2 (a wrong argument) for an error that it has printed."""
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
     except BedplateError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.next_step:
-            print(f"  next: {error.next_step}", file=sys.stderr)
+        _print_error(error, options.json)
+        return INVALID if isinstance(error, InvalidSpecError) else 1
+    except BrokenPipeError:
+        # Whoever read has seen enough; the interpreter must not try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-    return 1
+        _print_error(HostFaultError("system_refused", str(error), "mend it and run this again"), options.json)
+        return 1
 
 
-def _list(options: argparse.Namespace) -> int:
-    images = list_images(options.images)
-    if options.json:
-        print(json.dumps([asdict(image) for image in images], indent=2))
-        return 0
-    for image in images:
-        state = image.problem or render_bytes(image.size_bytes)
-        print(f"{image.digest}  {','.join(image.tags) or '-':24} {state}")
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    manifest = verify_image(image_path(options.images, options.digest), options.digest)
-    if options.json:
-        print(json.dumps({"digest": options.digest, "name": manifest.name, "whole": True}))
-    else:
-        print(f"{options.digest} is whole: {manifest.name}, {len(manifest.packages)} packages")
-    return 0
+def _print_error(error: BedplateError, as_json: bool) -> None:
+    if as_json:
+        field = error.field if isinstance(error, InvalidSpecError) else ""
+        shown = {"code": error.code, "field": field, "message": error.message, "next_step": error.next_step}
+        print(json.dumps({"error": shown}), file=sys.stderr)
+        return
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.next_step:
+        print(f"  next: {error.next_step}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,10 +66,34 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "rebuild", rebuild, "build an image twice and compare", "cache", "recipe")
     command = _add(commands, "lock", lock, "take the package versions offered now")
     command.add_argument("--recipe", action="append", help=f"which recipe (all: {recipes})")
-    _add(commands, "ls", _list, "list images", "images")
-    command = _add(commands, "verify", _verify, "check an image byte by byte", "images")
-    command.add_argument("digest", help="sha256:… of the image")
+    _add(commands, "ls", stock.ls, "list images", "images")
+    _add_stock(commands)
     return parser
+
+
+def _add_stock(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    image = "a tag (base:latest), a digest, or the beginning of one"
+    for name, run, text in (
+        ("inspect", stock.inspect, "show everything about an image"),
+        ("verify", stock.verify, "check an image byte by byte"),
+        ("export", stock.export, "write an image to one file"),
+        ("rm", stock.rm, "remove an image"),
+    ):
+        command = _add(commands, name, run, text, "images")
+        command.add_argument("image", metavar="IMAGE", help=image)
+        if name == "rm":
+            command.add_argument("--force", action="store_true", help="also when a tag points at it")
+        if name == "export":
+            command.add_argument("file", metavar="FILE", type=Path, help="the tar to write; must not exist")
+    command = _add(commands, "import", stock.import_, "take an image from a file that export wrote", "images")
+    command.add_argument("file", metavar="FILE", type=Path, help="the tar to read")
+    command.add_argument("--digest", help="refuse the file unless it holds this image")
+    command.add_argument("--tag", help="the tag to point at it (its name and :latest)")
+    command = _add(commands, "gc", stock.gc, "remove images that nobody uses", "images")
+    within = "keep what a VM was started from within this time (%(default)s): longer than any sandbox runs"
+    command.add_argument("--keep-used-within", default="30d", metavar="TIME", help=within)
+    command.add_argument("--keep", type=int, default=1, metavar="N", help="keep the N last used besides (%(default)s)")
+    command.add_argument("--dry-run", action="store_true", help="only say what would go")
 
 
 def _add(

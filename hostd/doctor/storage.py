@@ -75,7 +75,7 @@ async def _verify(store: ImageStore, names: dict[str, Digest]) -> list[Finding]:
 
 async def _verify_one(store: ImageStore, name: str, digest: Digest) -> Finding:
     try:
-        await store.ensure_image(digest)
+        await store.check_image(digest)
     except BedplateError as error:
         return fail("image", f"{name}: {error.message}", error.next_step)
     return ok("image", f"{name}, {digest[:19]}… is whole")

@@ -8,6 +8,7 @@ from typing import Any
 
 _PIN = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>[^ \\]+)(?P<rest>[^\n]*(?:\n +--hash=[^\n]*)*)\n")
 _HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
+_PACKAGE = re.compile(r'^docker\.io(?= amd64 )|"docker\.io"', re.MULTILINE)
 # Joined here, because no file of ours may hold one.
 REGISTRY_HOSTS = tuple(
     ".".join(parts)
@@ -61,8 +62,14 @@ def test_the_pins_cover_what_the_project_asks_for(project: Path) -> None:
 
 def test_no_file_names_a_registry(texts: Any) -> None:
     """Where packages come from is the machine's setting, never this repository's."""
-    found = [f"{path}: {host}" for path, text in texts.items() for host in REGISTRY_HOSTS if host in text]
+    plain = {path: _without_package_names(path, text) for path, text in texts.items()}
+    found = [f"{path}: {host}" for path, text in plain.items() for host in REGISTRY_HOSTS if host in text]
     assert found == []
+
+
+def _without_package_names(path: Path, text: str) -> str:
+    """One of Debian's packages is called like a registry: in a recipe or its lock, as a whole name, it is the package."""
+    return _PACKAGE.sub("", text) if path.parts[:2] == ("provisioning", "recipes") else text
 
 
 def test_versions_agree(project: Path) -> None:

@@ -1,7 +1,8 @@
 """Images on this host: what a tag points at, and that every byte is what the manifest says before a VM boots from it.
 
 The layout is provisioning's: `sha256-<hex>/{manifest.json,vmlinuz,initramfs.img,root.erofs}` and `tags/<name>:<tag>`. The
-digest of the manifest names the image, the manifest holds the digests of the files.
+digest of the manifest names the image, the manifest holds the digests of the files. The time of `used/<hex>` is when a VM was
+last started from an image: all that hostd writes there.
 """
 
 import asyncio
@@ -50,7 +51,10 @@ log = structlog.get_logger()
 
 
 class ImageStore:
-    """The images folder, read only. Digests are computed once for each state of a file, then remembered by its stamp."""
+    """The images folder, of which only the notes of use are written.
+
+    Digests are computed once for each state of a file, then remembered by its stamp.
+    """
 
     def __init__(self, images_dir: Path) -> None:
         self._images_dir = images_dir
@@ -64,7 +68,7 @@ class ImageStore:
         images = []
         for name, digest in sorted(_read_tags(self._images_dir).items()):
             try:
-                await self.ensure_image(digest)
+                await self.check_image(digest)
             except HostFaultError as error:
                 if self._refused.get(name) != error.message:
                     self._refused[name] = error.message
@@ -75,9 +79,28 @@ class ImageStore:
         return tuple(images)
 
     async def ensure_image(self, digest: Digest) -> BootFiles:
-        """The image's files, verified; raises HostFaultError `image_missing` or `image_corrupt` naming the file."""
+        """The image's files, verified, for a VM that is about to start, which is noted for the store's garbage collection.
+
+        Raises HostFaultError `image_missing` or `image_corrupt` naming the file.
+        """
         async with self._lock:
-            return await asyncio.to_thread(self._verify, digest)
+            boot = await asyncio.to_thread(self._verify, digest)
+            await asyncio.to_thread(self._note_use, digest)
+            return boot
+
+    async def check_image(self, digest: Digest) -> None:
+        """Verifies an image as ensure_image does, for nobody's use."""
+        async with self._lock:
+            await asyncio.to_thread(self._verify, digest)
+
+    def _note_use(self, digest: Digest) -> None:
+        """Touches `used/<hex>`. A store that cannot be written still boots VMs: only its garbage collection knows less."""
+        path = self._images_dir / "used" / digest_hex(digest)
+        try:
+            path.parent.mkdir(mode=0o755, exist_ok=True)
+            path.touch(0o644)
+        except OSError as error:
+            log.warning("image.use_unnoted", image=digest, error=error.strerror)
 
     def _verify(self, digest: Digest) -> BootFiles:
         if not is_digest(digest):

@@ -153,3 +153,22 @@ async def test_odd_tags_are_left_out(tmp_path: Path) -> None:
 async def test_no_folder_is_no_image(tmp_path: Path) -> None:
     """A host without any image says so with an empty list."""
     assert await ImageStore(tmp_path / "none").list_images() == ()
+
+
+async def test_the_use_of_an_image_is_noted_and_its_listing_is_not(tmp_path: Path) -> None:
+    """Garbage collection goes by when a VM last started from an image; that a host offers it is no use."""
+    _, digest = put_image(tmp_path, manifest_of())
+    store, note = ImageStore(tmp_path), tmp_path / "used" / digest.removeprefix("sha256:")
+    await store.list_images()
+    assert not note.exists()
+    await store.ensure_image(digest)
+    os.utime(note, (1, 1))
+    await store.ensure_image(digest)
+    assert note.stat().st_mtime > 1
+
+
+async def test_an_image_boots_whose_use_cannot_be_noted(tmp_path: Path) -> None:
+    """A store on a full or read-only disk costs its notes and no sandbox."""
+    _, digest = put_image(tmp_path, manifest_of())
+    (tmp_path / "used").write_text("in the way")
+    assert (await ImageStore(tmp_path).ensure_image(digest)).digest == digest
