@@ -130,7 +130,11 @@ def _check_names(spec: SandboxSpec) -> Iterator[FieldRefusal]:
             "image.name", f"{_quote(spec.image.name)} is no image name", "write name:tag, for example base:latest"
         )
     if spec.image.digest and not is_digest(spec.image.digest):
-        yield _wrong("image.digest", "it is no digest", "write sha256: and 64 hex digits, or leave it out")
+        yield _wrong(
+            "image.digest",
+            f"{_quote(spec.image.digest)} is no digest",
+            "write sha256: and 64 hex digits, or leave it out",
+        )
 
 
 def _check_resources(spec: SandboxSpec) -> Iterator[FieldRefusal]:
@@ -139,7 +143,7 @@ def _check_resources(spec: SandboxSpec) -> Iterator[FieldRefusal]:
     yield from _check_range("resources.memory_mib", resources.memory_mib, MEMORY_MIB_MIN, MEMORY_MIB_MAX)
     yield from _check_range("resources.disk_mib", resources.disk_mib, DISK_MIB_MIN, DISK_MIB_MAX)
     if resources.gpus:
-        yield _unbuilt("resources.gpus", "no host can pass a GPU through yet", "set gpus to 0")
+        yield _unbuilt("resources.gpus", f"{resources.gpus}, and no host can pass a GPU through yet", "set gpus to 0")
 
 
 def _check_network(spec: SandboxSpec) -> Iterator[FieldRefusal]:
@@ -217,7 +221,7 @@ def _check_agent(field: str, agent: Agent) -> Iterator[FieldRefusal]:
     if not agent.command or not agent.command[0] or not all(map(_is_text, agent.command)):
         yield _wrong(f"{field}.command", "there is no program to run", "write a list or a shell line")
     if not agent.workdir.startswith("/") or len(agent.workdir) > PATH_CHARS_MAX or not _is_text(agent.workdir):
-        yield _wrong(f"{field}.workdir", "it is no absolute path", "write for example /workspace")
+        yield _wrong(f"{field}.workdir", f"{_quote(agent.workdir)} is no absolute path", "write for example /workspace")
 
 
 def _check_lives(field: str, agent: Agent) -> Iterator[FieldRefusal]:
@@ -225,7 +229,8 @@ def _check_lives(field: str, agent: Agent) -> Iterator[FieldRefusal]:
     yield from _check_range(f"{field}.max_restarts", agent.max_restarts, 0, RESTARTS_MAX)
     if agent.restart is Restart.NO and 0 < agent.max_restarts <= RESTARTS_MAX:
         next_step = 'write restart = "on-failure" or "always" with it, or leave it out'
-        yield _wrong(f"{field}.max_restarts", "nothing restarts this agent", next_step)
+        message = f"{agent.max_restarts}, and nothing restarts this agent"
+        yield _wrong(f"{field}.max_restarts", message, next_step)
     if agent.session and not _SESSION.fullmatch(agent.session):
         message = f"{_quote(agent.session)} is no name of a session"
         yield _wrong(f"{field}.session", message, "use 1 to 63 letters, digits, _ and -, no - first")

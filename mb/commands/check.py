@@ -20,6 +20,6 @@ def command(path: Path, as_json: bool) -> None:
     """
     with prepared(path) as found:
         if as_json:
-            print_json({"spec": asdict(found.spec), "notes": list(found.notes)})
+            print_json({"file": str(found.path), "spec": asdict(found.spec), "notes": list(found.notes)})
         else:
             click.echo("\n".join(render_spec(found.spec, found.sources, found.notes)))

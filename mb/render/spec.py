@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator, Sequence
 
-from fleet.model.sandbox import Agent, SandboxSpec
+from fleet.model.sandbox import Agent, Restart, SandboxSpec
 from fleet.model.units import MIB, render_bytes, render_seconds
 from mb.prepare import PackedSource
 from mb.render.text import count, wrap
@@ -11,7 +11,12 @@ from mb.render.text import count, wrap
 
 def render_spec(spec: SandboxSpec, sources: Sequence[PackedSource], notes: Sequence[str]) -> list[str]:
     """Lines that say what will run, where, with what, and what deserves a note."""
-    return [*_render_head(spec), *_render_sources(sources), *_render_agents(spec.agents), *_render_notes(notes)]
+    return [
+        *_render_head(spec),
+        *_render_sources(sources),
+        *_render_agents(spec.name, spec.agents),
+        *_render_notes(notes),
+    ]
 
 
 def _render_head(spec: SandboxSpec) -> Iterator[str]:
@@ -24,6 +29,8 @@ def _render_head(spec: SandboxSpec) -> Iterator[str]:
     yield from wrap("image", spec.image.name + pinned)
     yield from wrap("resources", f"{count(resources.vcpus, 'vCPU')}, {size}")
     yield from wrap("network", spec.network.mode)
+    if spec.secrets:
+        yield from wrap("secrets", ", ".join(spec.secrets))
     for label in spec.require_labels:
         yield from wrap("requires", f"a host labelled {label.name} = {label.value}")
 
@@ -38,14 +45,20 @@ def _render_sources(sources: Sequence[PackedSource]) -> Iterator[str]:
         )
 
 
-def _render_agents(agents: Sequence[Agent]) -> Iterator[str]:
+def _render_agents(sandbox: str, agents: Sequence[Agent]) -> Iterator[str]:
     for agent in agents:
         timeout = render_seconds(agent.timeout_s) if agent.timeout_s else "none"
+        grace = render_seconds(agent.grace_period_s)
         memory = render_bytes(agent.memory_mib * MIB)
         yield from wrap("agent", f"{agent.name} ({agent.harness})")
         yield from wrap("  command", shlex.join(agent.command))
         yield from wrap("  in", agent.workdir)
-        yield from wrap("  limits", f"timeout {timeout}, {memory} memory, {agent.pids_max} processes")
+        if agent.session:
+            yield from wrap("  session", f"{agent.session} (mb attach {sandbox} {agent.name})")
+        if agent.restart is not Restart.NO:
+            most = f"at most {count(agent.max_restarts, 'time')}" if agent.max_restarts else "without end"
+            yield from wrap("  restart", f"{agent.restart}, {most}")
+        yield from wrap("  limits", f"timeout {timeout} (grace {grace}), {memory} memory, {agent.pids_max} processes")
         if agent.env:
             yield from wrap("  env", ", ".join(variable.name for variable in agent.env))
 
