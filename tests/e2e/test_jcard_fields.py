@@ -92,7 +92,7 @@ print("survived", flush=True)
     done = tenant.run("up", write(tenant, "late", SHARED + deaf, {"deaf.py": script}))
     assert done.code == 3, done
     assert agents_of(tenant, "late")["deaf"]["phase"] == "timed-out"
-    assert output(tenant, "late", "deaf") == ["TERM is ignored"] * 2
+    assert set(output(tenant, "late", "deaf")) == {"TERM is ignored"}
     tenant.destroy("late")
 
 
@@ -111,20 +111,22 @@ def test_memory_limit_kills(tenant: Tenant) -> None:
 def test_pid_limit_holds(tenant: Tenant) -> None:
     """A bomb of processes ends at the limit of its agent."""
     script = """
-import os, time
-born = 0
+import os, signal, time
+born = []
 try:
-    while born < 200:
-        if os.fork() == 0:
+    while len(born) < 200:
+        child = os.fork()
+        if child == 0:
             time.sleep(60)
             os._exit(0)
-        born += 1
+        born.append(child)
 except BlockingIOError:
     pass
-print(born, flush=True)
-os.killpg(0, 9)
+print(len(born), flush=True)
+for child in born:
+    os.kill(child, signal.SIGKILL)
 """
-    bomb = agent("bomb", ["setsid", "python3", "/workspace/bomb.py"], "pid_limit = 12")
+    bomb = agent("bomb", ["python3", "/workspace/bomb.py"], "pid_limit = 12")
     tenant.run("up", write(tenant, "bomb", SHARED + bomb, {"bomb.py": script}))
     (born,) = output(tenant, "bomb", "bomb")
     assert 1 <= int(born) < 12
@@ -227,14 +229,14 @@ def test_readonly_source(tenant: Tenant) -> None:
     shared = '[[shared]]\nhost = "one"\nguest = "/fixed"\nreadonly = true\n'
     shared += '[[shared]]\nhost = "two"\nguest = "/loose"\n'
     script = "cat /fixed/a /loose/b; touch /fixed/new || echo refused; touch /loose/new && echo written"
-    folder = write(tenant, "fixed", shared + agent("worker", script), {"one/a": "one\n", "two/b": "two\n"})
+    folder = write(tenant, "layers", shared + agent("worker", script), {"one/a": "one\n", "two/b": "two\n"})
     assert tenant.run("up", folder).code == 0
-    found = output(tenant, "fixed", "worker")
+    found = output(tenant, "layers", "worker")
     assert (found[:2], found[-2:]) == (["one", "two"], ["refused", "written"])
     assert "Read-only file system" in found[2]
-    diff = tenant.run("diff", "fixed", "--stat").out
-    assert ("/loose" in diff or "new" in diff, "/fixed" in diff) == (True, False), diff
-    tenant.destroy("fixed")
+    diff = tenant.run("diff", "layers", "--stat").out
+    assert ("new" in diff, "fixed" in diff) == (True, False), diff
+    tenant.destroy("layers")
 
 
 def test_harness_gets_its_prompt(tenant: Tenant) -> None:
@@ -300,10 +302,11 @@ def test_network_modes(tenant: Tenant) -> None:
         "ls /sys/class/net; timeout 5 python3 -c \"import socket; socket.create_connection(('10.77.0.1', 22), 3)\" "
     )
     look = agent("worker", script + "2>/dev/null && echo out || echo shut")
-    for mode, devices in (("none", ["lo"]), ("closed", ["eth0", "lo"])):
+    for mode, devices in (("none", 1), ("closed", 2)):
         folder = write(tenant, mode, f'[network]\nmode = "{mode}"\n{look}')
         assert tenant.run("up", folder).code == 0
-        assert output(tenant, mode, "worker") == [*devices, "shut"]
+        *found, reached = output(tenant, mode, "worker")
+        assert ("lo" in found, len(found), reached) == (True, devices, "shut")
         tenant.destroy(mode)
     for mode in ("nat", "allow", "bridged"):
         folder = write(tenant, mode, f'[network]\nmode = "{mode}"\n{look}')
