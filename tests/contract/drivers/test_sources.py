@@ -135,6 +135,7 @@ async def test_what_is_no_clean_tar_is_refused(store: SourceStore, folder: Path,
     assert is_empty(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bounds", [Bounds(cpu_s=1), Bounds(memory_bytes=48 * MIB), Bounds(timeout_s=0.5)], ids=["cpu", "memory", "time"]
 )

@@ -25,7 +25,7 @@ from hostd.reconcile.session import Sessions
 from hostd.reconcile.words import LINK_VERSION
 from tests.integration.hostd.parts import ACME, HOST, A, B
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 MUCH = bytes(range(256)) * 200_000
 TICK_S, TICKS = 0.005, 400
 

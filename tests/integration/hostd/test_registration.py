@@ -99,6 +99,7 @@ async def test_a_host_registers_and_takes_its_proof_away(store: AskedStore, cloc
     assert replace(decode(HostRecord, found.value), registered_at_ms=0) == RECORD
 
 
+@pytest.mark.slow
 async def test_a_lease_that_may_have_ended_is_no_fence(store: AskedStore, clock: Clock) -> None:
     """By its own clock the host knows, without asking, when it may no longer write; then it takes a new lease."""
     registration = Registration(store, HOST, "boot-1", clock)

@@ -103,6 +103,7 @@ async def test_another_hosts_name_is_not_renewed(fleet: Fleet, own: Path) -> Non
     assert caught.value.code == "identity_mismatch"
 
 
+@pytest.mark.slow
 async def test_hostd_goes_on_under_a_new_certificate(fleet: Fleet, own: Path, tmp_path: Path) -> None:
     """Its certificate lives for seconds: hostd renews it, serves calls before and after, and past the old one's end."""
     lifetime = datetime.timedelta(seconds=9)

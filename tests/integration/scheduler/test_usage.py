@@ -63,6 +63,7 @@ async def test_usage_is_of_ones_own_sandboxes(fleet: Fleet) -> None:
     assert await usage(operator, "other") == ({sandbox_id(2)}, [])
 
 
+@pytest.mark.slow
 async def test_a_host_that_is_silent_or_away_is_named(fleet: Fleet, hosts: list[FarHost]) -> None:
     """The others' figures come within the time that one host has; a tenant hears only of hosts that have something of its own."""
     silent, other = hosts[1], fleet.client(Role.TENANT, "other")

@@ -195,6 +195,7 @@ def test_a_sparse_file_counts_whole(tmp_path: Path) -> None:
         unpack_tar(tmp_path / "source.tar", tmp_path)
 
 
+@pytest.mark.slow
 def test_too_many_members(tmp_path: Path) -> None:
     """The number of members is bounded, those that write nothing included."""
     (tmp_path / "source.tar").write_bytes(raw_header(b".", b"0", b"5") * (untar.MEMBERS_MAX + 1) + bytes(1024))
