@@ -97,6 +97,8 @@ VCPU_OVERHEAD_MIB = 8
 
 
 def overhead_mib(resources: Resources, accelerator: Accelerator) -> int:
-    """Memory in MiB that a sandbox's VMM may use beside its guest's."""
+    """Memory in MiB that a sandbox's VMM may use beside its guest's; none where no VMM runs."""
+    if accelerator is Accelerator.SIMULATED:
+        return 0
     buffer = TCG_BUFFER_MIB if accelerator is Accelerator.TCG else 0
     return VMM_BASE_OVERHEAD_MIB + buffer + VCPU_OVERHEAD_MIB * resources.vcpus

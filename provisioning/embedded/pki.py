@@ -8,6 +8,8 @@ from fleet.revocation import make_list
 
 EMBEDDED_TENANT = "demo"
 EMBEDDED_HOST = "local"
+# For tests and benchmarks that start another host.
+SECOND_HOST = "second"
 
 _IDENTITIES = (
     Identity(Role.OPERATOR, "operator"),
@@ -15,6 +17,7 @@ _IDENTITIES = (
     Identity(Role.TENANT, "other"),
     Identity(Role.SCHEDULER, "scheduler"),
     Identity(Role.HOST, EMBEDDED_HOST),
+    Identity(Role.HOST, SECOND_HOST),
     Identity(Role.STORE, "etcd"),
 )
 
