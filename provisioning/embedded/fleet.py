@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,24 +94,33 @@ class EmbeddedFleet:
 
 
 def start_fleet(folder: Path, settings: FleetSettings, progress: Callable[[str], None]) -> EmbeddedFleet:
-    """Starts everything below the empty `folder` and returns when the host is alive; raises HostFaultError `program_failed`."""
+    """Starts everything below the empty `folder` and returns when the host is alive.
+
+    Raises HostFaultError `program_failed`; what was started by then is ended.
+    """
     # QEMU's unprivileged user passes through to the files that are its own.
     folder.chmod(0o711)
     create_pki(folder / "pki")
     etcd_port, peer_port, scheduler_port, hostd_port, joining_port = free_ports(5)
     endpoint, address = f"{LOOPBACK}:{etcd_port}", f"{LOOPBACK}:{scheduler_port}"
     _write_configs(folder, endpoint, address, (hostd_port, joining_port), settings)
-    etcd = _start_etcd(folder, endpoint, peer_port)
-    progress("etcd, with client certificates")
-    accelerator, reason = _probe_accelerator(folder)
-    progress(f"accelerator {accelerator}: {reason}")
-    (folder / "libvirt").mkdir()
-    libvirt = start_libvirt(folder / "libvirt", has_kvm=accelerator == "kvm")
-    progress("libvirt of its own")
-    scheduler = _start_scheduler(folder, address)
-    progress("scheduler")
-    hostd = _start_hostd(folder, address)
-    progress("hostd: the host is alive")
+    with ExitStack() as undo:
+        etcd = _start_etcd(folder, endpoint, peer_port)
+        undo.callback(etcd.stop)
+        progress("etcd, with client certificates")
+        accelerator, reason = _probe_accelerator(folder)
+        progress(f"accelerator {accelerator}: {reason}")
+        (folder / "libvirt").mkdir()
+        libvirt = start_libvirt(folder / "libvirt", has_kvm=accelerator == "kvm")
+        undo.callback(libvirt.stop)
+        progress("libvirt of its own")
+        scheduler = _start_scheduler(folder, address)
+        undo.callback(scheduler.stop)
+        progress("scheduler")
+        hostd = _start_hostd(folder, address)
+        progress("hostd: the host is alive")
+        # All of it runs: from here on it is the fleet's.
+        undo.pop_all()
     return EmbeddedFleet(folder, endpoint, peer_port, address, etcd, libvirt, scheduler, hostd)
 
 
