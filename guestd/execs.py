@@ -177,8 +177,13 @@ class Execs:
     def _fork(self) -> Spare:
         self._count += 1
         cgroup = self._make_cgroup(self._count)
-        cgroup.create(pids_max=PIDS_MAX)
-        return Spare(cgroup)
+        try:
+            cgroup.create(pids_max=PIDS_MAX)
+            return Spare(cgroup)
+        except OSError:
+            # It is tried again twenty times a second while there is no memory for it.
+            self._leaving.append(cgroup)
+            raise
 
     def _refuse(self, exec_id: int, why: str) -> None:
         fields = {"exec": exec_id, "exit_code": NOT_EXECUTABLE, "signal": None, "message": clean_text(why)}

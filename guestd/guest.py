@@ -149,8 +149,8 @@ class Guest:
             self._start_packing()
 
     def beat(self, uptime_s: float) -> None:
-        """Says that this guest is alive, unless the host has not read what was said before."""
-        if self._is_resumed and self._outbox.has_room:
+        """Says that this guest is alive, also while it waits for its secrets; unless the host has not read what was said before."""
+        if self._is_greeted and self._outbox.has_room:
             self._outbox.add("heartbeat", {"uptime_s": round(uptime_s, 1), "memory_used_mib": measure_memory_mib()})
 
     def _on_secret(self, message: Message) -> None:

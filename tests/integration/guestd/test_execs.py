@@ -1,6 +1,8 @@
 """Programs run by hand, for real, without a VM: streams, terminals, signals, windows, ends."""
 
 import os
+import resource
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +22,8 @@ FRAME_BYTES_MAX = 64 * 1024
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     """Programs in a cgroup of this test's own; nothing of them is left."""
-    cgroups = find_unified() / f"bedplate-test-{os.getpid()}"
-    cgroups.mkdir()
+    # Not by the process's id: runs in namespaces of their own share the machine's cgroups, and have the same ids.
+    cgroups = Path(tempfile.mkdtemp(prefix="bedplate-test-", dir=find_unified()))
     made = Bench(cgroups)
     yield made
     made.close()
@@ -234,6 +236,20 @@ def test_a_program_has_a_bounded_cgroup_of_its_own(bench: Bench) -> None:
     assert mine != other
     assert bench.cgroups.name in mine + other
     assert {program.cgroup.limits for program in bench.execs._all()} == {(512, 0)}  # type: ignore[attr-defined]
+
+
+def test_a_guest_that_cannot_fork_collects_no_cgroups(bench: Bench) -> None:
+    """Whatever is missing for the next program's child is tried for again and again, and leaves nothing behind each time."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        for _ in range(20):
+            bench.execs.rest()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(list(bench.cgroups.glob("exec-*"))) <= 1
+    bench.run(1, "true")
+    assert bench.end_of(1) == ended(0)
 
 
 def test_a_closed_guest_runs_nothing(bench: Bench) -> None:

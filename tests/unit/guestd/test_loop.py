@@ -148,6 +148,15 @@ def test_no_field_kills_guestd(pair: Pair, type_: str, fields: dict[str, object]
     assert pair.begin()[0].type == "hello"
 
 
+def test_a_guest_that_waits_is_heard(pair: Pair) -> None:
+    """A guest that is not configured yet, because its secrets are awaited, beats as any other; its host would give it up."""
+    pair.begin()
+    pair.guest.beat(1.0)
+    pair.loop.turn(0)
+    (beat,) = pair.reader.feed(pair.hear())
+    assert (beat.type, beat.fields["uptime_s"]) == ("heartbeat", 1.0)
+
+
 def test_a_host_that_hangs_up_leaves_nothing_behind(pair: Pair) -> None:
     """After a hang-up guestd is silent and does not spin: it waits its turn."""
     pair.begin()
