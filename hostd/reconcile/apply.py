@@ -125,7 +125,8 @@ class Applier:
             await self._drivers.hypervisor.ensure_domain(machine)
         except HostFaultError:
             # The host failed, not the VM: the loop counts such tries, and fails the sandbox with what the host said.
-            self._orders.put_progress(replace(counted, starts=progress.starts))
+            # What else has become of it meanwhile (a stop) stays.
+            self._orders.put_progress(replace(self._orders.progress[action.sandbox_id], starts=progress.starts))
             raise
         self._reach(action.sandbox_id, StageName.DOMAIN_STARTED)
 

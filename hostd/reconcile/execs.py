@@ -286,7 +286,8 @@ class Execs:
         found = self._running.get(sandbox_id, {}).get(number)
         if found is not None:
             found.take(message)
-            if found.is_over:
+            # One that was cut off goes on in the guest until its caller leaves it, who has it closed there.
+            if message.type == "exec-ended":
                 del self._running[sandbox_id][number]
 
     def cut_off(self, sandbox_id: SandboxId, error: BedplateError) -> None:

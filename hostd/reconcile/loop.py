@@ -225,6 +225,7 @@ class Reconciler:
             self._note_stop(self._orders.orders[sandbox_id])
         desired = self._desired(sandbox_id)
         if desired is None or is_over(desired.progress, desired.order.goal):
+            self._sessions.forget_secrets(sandbox_id)
             return
         progress = desired.progress
         grace_s = max(agent.grace_period_s for agent in desired.order.spec.agents)

@@ -3,12 +3,12 @@
 The guest keeps its own limits first; these hold against one that does not.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from fleet.model.assignment import Assignment
 from fleet.model.sandbox import ENDED_AGENT_PHASES, Agent, AgentStatus, Reason
-from hostd.reconcile.progress import Progress, find_agent
+from hostd.reconcile.progress import Progress
 
 # Twice a pass and half: passes look at the clock every 5 s. What is longer hostd was stopped, and heard nobody.
 GAP_S_MAX = 15.0
@@ -19,8 +19,9 @@ UNRESPONSIVE_S = 30.0
 UNRESPONSIVE_STEPS_S = (30, 60, 120, 180, 240)
 # Whoever ordered the sandbox has its values at hand: mb sends them by itself. Until then a VM stands idle.
 SECRETS_S_MAX = 15 * 60.0
-# Beyond an agent's timeout and grace period: the guest's clock may go slower than the host's, a killed process takes its time.
-OVERRUN_EXTRA_S, OVERRUN_SHARE = 120.0, 0.01
+# The guest's clock may go slower than the host's. Beyond that, timeout and grace period a killed process takes its time, and a
+# hostd that comes back has to hear first of what ended while it was away.
+OVERRUN_SHARE, OVERRUN_S_MAX = 0.01, 120.0
 # Without a byte for so long, with more announced, no more will come: a guest under TCG sends 1 MiB in a second.
 STALL_S_MAX = 120.0
 # 200,000 paths and 1 GiB, read under TCG on a crowded host, before the first chunk is there.
@@ -75,15 +76,16 @@ class Waiting:
     stalled_s: float = 0.0
     is_collecting: bool = False
     has_begun_artifact: bool = False
+    # For the end of each agent that its guest should have ended by now.
+    overdue_s: Mapping[str, float] = field(default_factory=dict)
 
 
-def find_lateness(order: Assignment, progress: Progress, waiting: Waiting, now_ms: int) -> Reason | None:
+def find_lateness(order: Assignment, waiting: Waiting) -> Reason | None:
     """Why the sandbox has failed by now, if hostd has waited too long for anything."""
     if waiting.secrets_s is not None and waiting.secrets_s > SECRETS_S_MAX:
         return SECRETS_MISSING
     for agent in order.spec.agents:
-        status = find_agent(progress, agent.name)
-        if status is not None and _has_overrun(agent, status, now_ms):
+        if waiting.overdue_s.get(agent.name, 0.0) > OVERRUN_S_MAX:
             message = f"the guest did not end agent {agent.name} at its timeout of {agent.timeout_s:g} s"
             return Reason("agent_overran", message, "see the console log on the host; submit it again")
     if waiting.finish_s is None:
@@ -92,6 +94,13 @@ def find_lateness(order: Assignment, progress: Progress, waiting: Waiting, now_m
     if waiting.stalled_s <= stall_s_max and waiting.finish_s <= FINISH_S_MAX:
         return None
     return ARTIFACT_STALLED if waiting.is_collecting else OUTPUT_STALLED
+
+
+def find_overdue(order: Assignment, progress: Progress, now_ms: int) -> frozenset[str]:
+    """The agents that the guest should have ended by now, by the timeouts of their order."""
+    statuses = {status.name: status for status in progress.agents}
+    agents = [agent for agent in order.spec.agents if agent.name in statuses]
+    return frozenset(agent.name for agent in agents if _is_overdue(agent, statuses[agent.name], now_ms))
 
 
 def describe_silence(silent_s: float) -> Reason | None:
@@ -103,8 +112,8 @@ def describe_silence(silent_s: float) -> Reason | None:
     return Reason("guest_unresponsive", message, "wait, or mb stop NAME; the host ends it after 300 s")
 
 
-def _has_overrun(agent: Agent, status: AgentStatus, now_ms: int) -> bool:
+def _is_overdue(agent: Agent, status: AgentStatus, now_ms: int) -> bool:
     if not agent.timeout_s or not status.started_at_ms or status.phase in ENDED_AGENT_PHASES:
         return False
-    allowed_s = agent.timeout_s * (1 + OVERRUN_SHARE) + agent.grace_period_s + OVERRUN_EXTRA_S
+    allowed_s = agent.timeout_s * (1 + OVERRUN_SHARE) + agent.grace_period_s
     return now_ms - status.started_at_ms > allowed_s * 1000

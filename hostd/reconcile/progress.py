@@ -106,8 +106,11 @@ def fail(progress: Progress, reason: Reason) -> Progress:
     """The sandbox has failed as a whole; the first reason stays. An agent still running is failed with it."""
     if progress.failure is not None or progress.artifact is not None:
         return progress
+    # One that waited to be started again had not ended: its last end is no end of its own accord.
     agents = tuple(
-        agent if agent.phase in ENDED_AGENT_PHASES else replace(agent, phase=AgentPhase.FAILED, reason=reason)
+        agent
+        if agent.phase in ENDED_AGENT_PHASES
+        else replace(agent, phase=AgentPhase.FAILED, reason=reason, ended_at_ms=0)
         for agent in progress.agents
     )
     return replace(progress, failure=reason, agents=agents)

@@ -7,7 +7,7 @@ that sandbox and nothing else; from a sandbox that is over nothing is taken any 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -21,7 +21,14 @@ from hostd.drivers.ports import GuestLinks, LinkMessage
 from hostd.orders import Orders
 from hostd.reconcile.book import Book
 from hostd.reconcile.execs import Exec, Execs, Program
-from hostd.reconcile.patience import SECRETS_AWAITED, ListeningClock, Waiting, describe_silence, find_lateness
+from hostd.reconcile.patience import (
+    SECRETS_AWAITED,
+    ListeningClock,
+    Waiting,
+    describe_silence,
+    find_lateness,
+    find_overdue,
+)
 from hostd.reconcile.progress import (
     Progress,
     awaits_poweroff,
@@ -80,6 +87,8 @@ class _Live:
     waits_since_s: float | None = None
     # When the last agent ended, for hostd's own patience.
     finishes_since_s: float | None = None
+    # Since when hostd listens in vain for the end of each agent whose time is over.
+    overdue_since_s: dict[str, float] = field(default_factory=dict)
 
 
 class Sessions:
@@ -170,27 +179,33 @@ class Sessions:
     def lateness(self, sandbox_id: SandboxId) -> Reason | None:
         """Why the sandbox has failed by now, if hostd has waited too long for its guest."""
         live, order = self._live.get(sandbox_id), self._book.open_order(sandbox_id)
-        if order is None:
-            self._vault.drop(sandbox_id)
         if live is None or order is None:
             return None
-        now_s = self._clock()
-        if live.finishes_since_s is None and have_agents_ended(self._book.progress(sandbox_id)):
+        now_s, progress = self._clock(), self._book.progress(sandbox_id)
+        if live.finishes_since_s is None and have_agents_ended(progress):
             live.finishes_since_s = now_s
             self._spool.touch(sandbox_id)
+        overdue = find_overdue(order, progress, self._now_ms())
+        live.overdue_since_s = {name: live.overdue_since_s.get(name, now_s) for name in overdue}
         waiting = Waiting(
-            secrets_s=None if live.waits_since_s is None else now_s - live.waits_since_s,
+            secrets_s=None if live.waits_since_s is None or self._vault.has_all(order) else now_s - live.waits_since_s,
             finish_s=None if live.finishes_since_s is None else now_s - live.finishes_since_s,
             stalled_s=self._spool.stalled_s(sandbox_id),
-            is_collecting=has_stage(self._book.progress(sandbox_id), StageName.AGENTS_ENDED),
+            is_collecting=has_stage(progress, StageName.AGENTS_ENDED),
             has_begun_artifact=self._spool.has_begun_artifact(sandbox_id),
+            overdue_s={name: now_s - since_s for name, since_s in live.overdue_since_s.items()},
         )
-        return find_lateness(order, self._book.progress(sandbox_id), waiting, self._now_ms())
+        return find_lateness(order, waiting)
+
+    def forget_secrets(self, sandbox_id: SandboxId) -> None:
+        """Drops the values of a sandbox that is over: one whose guest never came would keep them for ever."""
+        self._vault.drop(sandbox_id)
 
     async def take_secrets(self, order: Assignment, values: Sequence[tuple[str, bytes]]) -> None:
         """Holds the values of a sandbox's secrets until its guest has them. Safe to repeat.
 
-        Raises InvalidSpecError when they are not those of its spec, ConflictError `not_running` when it is over.
+        Raises InvalidSpecError when they are not those of its spec, ConflictError `not_running` when it is over, HostFaultError
+        `disk_failed` when the host cannot write down that it has them.
         """
         if self._book.open_order(order.sandbox_id) is None:
             raise _no_longer_running()
@@ -199,12 +214,16 @@ class Sessions:
         if self._book.progress(order.sandbox_id).is_configured and not is_waiting:
             return
         self._vault.put(order, values)
-        self._book.record(order, "secrets.received", ", ".join(order.spec.secrets))
-        if live is not None and live.waiting_boot_id is not None:
-            boot_id, live.waiting_boot_id, live.waits_since_s = live.waiting_boot_id, None, None
-            with suppress(UnavailableError):
-                # A link that breaks meanwhile begins anew with hello, and finds the values here.
-                await self._set_going(order, boot_id, {})
+        try:
+            self._book.record(order, "secrets.received", ", ".join(order.spec.secrets))
+            if live is not None and live.waiting_boot_id is not None:
+                with suppress(UnavailableError):
+                    # A link that breaks meanwhile begins anew with hello, and finds the values here.
+                    await self._set_going(order, live.waiting_boot_id, {})
+        except HostFaultError:
+            # The guest waits on, and says so: whoever sends them again may find the disk mended.
+            self._vault.drop(order.sandbox_id)
+            raise
         self._book.changed()
 
     async def open_exec(self, sandbox_id: SandboxId, program: Program) -> Exec:
@@ -346,6 +365,8 @@ class Sessions:
         progress = reach_stage(self._book.progress(order.sandbox_id), StageName.CONFIGURED, self._now_ms())
         # On the disk before the guest hears of it: from here on no other domain is ever started for this sandbox.
         self._book.save(replace(progress, is_configured=True, boot_id=boot_id))
+        live = self._live[order.sandbox_id]
+        live.waiting_boot_id, live.waits_since_s = None, None
         for secret in self._vault.messages(order):
             await self._links.send(order.sandbox_id, secret)
         fields = describe_configuration(order, progress.address, self._prefix_length, self._now_ms())

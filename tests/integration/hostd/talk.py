@@ -38,12 +38,12 @@ class Pipe:
 class Talk:
     """One host with two sandboxes, A's guest being spoken for by the test."""
 
-    def __init__(self, folder: Path, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, secrets: tuple[str, ...] = (), timeout_s: float = 0.0) -> None:
         self.folder = folder
         self.now_s = 1.0
         self.start()
         for sandbox_id in (A, B):
-            agents = (Agent("one", "custom", ("true",)), Agent("two", "custom", ("true",)))
+            agents = tuple(Agent(name, "custom", ("true",), timeout_s=timeout_s) for name in ("one", "two"))
             order = Assignment(
                 sandbox_id,
                 Tenant("acme"),
@@ -62,9 +62,12 @@ class Talk:
     def start(self) -> None:
         """hostd starts, again if it ran before."""
         self.orders, self.pipe = Orders(self.folder), Pipe()
-        self.sessions = Sessions(self.orders, self.pipe, lambda: None, lambda: 1_000, clock=lambda: self.now_s)
+        self.sessions = Sessions(self.orders, self.pipe, lambda: None, self.now_ms, clock=lambda: self.now_s)
         for sandbox_id in (A, B):
             self.sessions.attach(sandbox_id, "")
+
+    def now_ms(self) -> int:
+        return int(self.now_s * 1000)
 
     async def say(self, type_: str, payload: bytes = b"", **fields: Any) -> None:
         await self.sessions.receive(A, LinkMessage(type_, fields, payload))

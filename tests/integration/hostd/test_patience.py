@@ -12,7 +12,7 @@ from hostd.reconcile.patience import (
     ARTIFACT_STALLED,
     FINISH_S_MAX,
     OUTPUT_STALLED,
-    OVERRUN_EXTRA_S,
+    OVERRUN_S_MAX,
     PACK_S_MAX,
     SECRETS_AWAITED,
     SECRETS_MISSING,
@@ -67,14 +67,26 @@ async def test_an_agent_that_its_guest_does_not_end_fails(room: Room) -> None:
     async with Hostd(room).running() as hostd:
         hostd.accept(replace(order, spec=replace(order.spec, agents=(limited,))))
         await hostd.until_phase(Phase.RUNNING)
-        hostd.pass_time(100 + 10 + OVERRUN_EXTRA_S)
-        await hostd.until_pass()
+        await hostd.listen_for(100 + 10 + OVERRUN_S_MAX)
         assert hostd.status().phase is Phase.RUNNING
-        hostd.pass_time(2)
+        await hostd.listen_for(10)
         status = await hostd.until_phase(Phase.FAILED)
         assert status.reason is not None
         assert (status.reason.code, status.agents[0].phase) == ("agent_overran", AgentPhase.FAILED)
         await hostd.until_released()
+
+
+async def test_an_agent_that_ended_in_time_is_heard_first(tmp_path: Path) -> None:
+    """A hostd that was away for longer than a timeout learns from the guest how the agent ended, before it holds it to anything."""
+    talk = Talk(tmp_path, timeout_s=100.0)
+    await talk.run()
+    talk.now_s += 3_600
+    talk.start()
+    assert talk.listen_for(OVERRUN_S_MAX - 5) is None
+    await talk.greet(configured=True, agents={"one": {"state": "running"}, "two": {"state": "exited", "exit_code": 0}})
+    late = talk.listen_for(15)
+    assert late is not None
+    assert (late.code, "agent one" in late.message) == ("agent_overran", True)
 
 
 async def test_secrets_are_awaited(room: Room) -> None:
@@ -108,6 +120,17 @@ async def test_secrets_are_not_awaited_for_ever(room: Room) -> None:
         status = await hostd.until_phase(Phase.FAILED)
         assert status.reason == SECRETS_MISSING
         await hostd.until_released()
+
+
+async def test_secrets_that_came_are_not_missed(tmp_path: Path) -> None:
+    """Sent while the link was down, they are there when it is up again: the wait is over, also for a sandbox that runs for long."""
+    talk = Talk(tmp_path, secrets=("API_KEY",))
+    await talk.greet()
+    await talk.say("disconnected")
+    await talk.sessions.take_secrets(talk.orders.orders[A], [("API_KEY", b"hunter2")])
+    assert talk.listen_for(SECRETS_S_MAX + 10) is None
+    await talk.run()
+    assert talk.listen_for(SECRETS_S_MAX + 10) is None
 
 
 async def end_both(talk: Talk, final_bytes: int) -> None:

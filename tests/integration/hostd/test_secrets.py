@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fleet.errors import ConflictError, InvalidSpecError
+from fleet.errors import ConflictError, HostFaultError, InvalidSpecError
 from fleet.model.sandbox import Goal
 from hostd.drivers.ports import LinkMessage
 from hostd.reconcile.patience import SECRETS_AWAITED
 from hostd.reconcile.secrets import VALUE_BYTES_MAX, VALUES_BYTES_MAX, SecretValue, Vault
+from tests.integration.hostd.parts import Hostd, Room
 from tests.integration.hostd.talk import A, Talk
 
 NAMES = ("API_KEY", "TOKEN")
@@ -95,6 +96,34 @@ async def test_a_sandbox_that_is_over_takes_none(talk: Talk) -> None:
     talk.orders.put_order(replace(talk.orders.orders[A], goal=Goal.REMOVE))
     with pytest.raises(ConflictError):
         await send(talk)
+
+
+async def test_a_disk_that_fails_keeps_the_guest_waiting(talk: Talk) -> None:
+    """What could not be written down did not happen: the guest waits on, and the values sent again get it going."""
+    await talk.greet()
+    blocked = talk.folder / "sandboxes" / A / ".progress.new"
+    blocked.mkdir()
+    with pytest.raises(HostFaultError):
+        await send(talk)
+    assert (talk.sent(), talk.sessions.notice(A)) == ([], SECRETS_AWAITED)
+    blocked.rmdir()
+    await send(talk)
+    assert talk.sent() == ["secret", "secret", "configure", "resume"]
+
+
+async def test_those_of_a_sandbox_that_never_ran_are_dropped(tmp_path: Path) -> None:
+    """Sent early to one that is ordered away before its guest came, they do not stay in hostd's memory."""
+    room = Room(tmp_path)
+    order = room.order("sleep")
+    order = replace(order, spec=replace(order.spec, secrets=NAMES))
+    hostd = Hostd(room)
+    hostd.accept(order)
+    await hostd.sessions.take_secrets(order, VALUES)
+    hostd.accept(replace(order, goal=Goal.STOP, generation=2))
+    async with hostd.running():
+        await hostd.until_pass()
+    # A promise that cannot be seen from outside.
+    assert hostd.sessions._vault._values == {}
 
 
 WRONG = {

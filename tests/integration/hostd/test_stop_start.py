@@ -1,10 +1,12 @@
 """A sandbox is stopped and started again: its disk, address and output stay, everything else is of the new run."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleet.errors import HostFaultError
 from fleet.model.sandbox import AgentPhase, Goal, Phase
 from hostd.drivers.ports import LinkMessage
 from hostd.drivers.simulated import PlannedFaults, SimulatedLinks
@@ -171,3 +173,37 @@ async def until_in_time(hostd: Hostd) -> None:
     while not hostd.reconciler.is_released(A):
         hostd.pass_time(1.1)
         await hostd.until_pass()
+
+
+class StoppedStart:
+    """A start that fails while its sandbox is ordered to stop, a minute before that is known."""
+
+    def __init__(self) -> None:
+        self.stop: Callable[[], None] | None = None
+
+    def strike(self, step: str, subject: str) -> None:
+        if step == "domain_reply" and self.stop is not None:
+            stop, self.stop = self.stop, None
+            stop()
+            raise HostFaultError("domain_failed", f"{subject}: planned to fail", "")
+
+
+async def test_a_stop_that_comes_while_a_start_fails_is_kept(tmp_path: Path) -> None:
+    """The start takes back that it was tried, and nothing of what the owner wished meanwhile."""
+    faults = StoppedStart()
+    room = Room(tmp_path, faults)
+    hostd = Hostd(room)
+
+    def stop() -> None:
+        hostd.accept(room.order("sleep", goal=Goal.STOP, generation=2))
+        room.now_s += 60
+
+    faults.stop = stop
+    began_ms = hostd.now_ms()
+    async with hostd.running():
+        hostd.accept(room.order("sleep"))
+        await hostd.until(lambda: hostd.reconciler.trouble(A) is not None)
+        hostd.pass_time(60)
+        await hostd.until_phase(Phase.STOPPED)
+        await hostd.until_released()
+        assert hostd.orders.progress[A].stopping_since_ms == began_ms

@@ -239,6 +239,17 @@ async def test_a_program_left_is_closed_once() -> None:
     assert [message.fields for message in link.of_type("exec-close")] == [{"exec": left.number}]
 
 
+async def test_a_program_that_was_cut_off_is_closed_when_it_is_left() -> None:
+    """Output that arrives between a caller's mistake and its leaving does not let the program run on unwatched."""
+    link = Link()
+    opened = await link.execs.open(A, SHELL)
+    opened.cut_off(UnavailableError("request_invalid", "", ""))
+    link.print(opened, b"more")
+    link.execs.abandon(A, opened)
+    await link.until_sent("exec-close")
+    assert link.execs.count(A) == 1
+
+
 async def test_a_guest_runs_so_many_and_no_more() -> None:
     """The next is refused, also while one that was left may still be there; never for longer than its killing takes."""
     link = Link()

@@ -26,8 +26,10 @@ from hostd.reconcile.progress import (
     find_agent,
     have_agents_ended,
     is_over,
+    keeps_disk,
     reach_stage,
     render_status,
+    stop,
 )
 
 DIGEST = Digest("sha256:" + "0" * 64)
@@ -93,6 +95,14 @@ def test_the_first_failure_stays() -> None:
         (AgentPhase.COMPLETED, None),
         (AgentPhase.FAILED, BAD),
     ]
+
+
+def test_a_stop_that_is_forced_keeps_the_disk_of_an_agent_that_rested() -> None:
+    """Waiting to be started again it had not ended by itself: the stop is what ends the run, however it goes."""
+    ends = tuple(replace(agent, ended_at_ms=5) for agent in agents(AgentPhase.RESTARTING, AgentPhase.COMPLETED))
+    stopping = stop(replace(FRESH, is_configured=True, agents=ends), 9)
+    forced = fail(stopping, BAD)
+    assert (keeps_disk(forced, Goal.STOP), status(forced, Goal.STOP).phase) == (True, Phase.STOPPED)
 
 
 def test_a_stored_result_cannot_fail() -> None:
