@@ -34,7 +34,8 @@ def start(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
     if record.goal is Goal.STOP and assignment is None:
         # It was stopped before it had a host, so this is its first run still.
         return replace(record, goal=Goal.RUN, generation=record.generation + 1)
-    status = snapshot.status_of(assignment) if assignment is not None else None
+    # What its host said of an earlier run says nothing about this one: a stop that it has not seen would be forgotten.
+    status = current_status(record, snapshot)
     if status is None or status.phase not in ENDED_PHASES:
         if record.goal is Goal.STOP:
             raise ConflictError("not_stopped", f"sandbox {name} is still being stopped", "wait, then start it again")

@@ -18,6 +18,8 @@ STOP_ORDER = replace(ORDER, goal=Goal.STOP, generation=2)
 STOPPED = status(STOP_ORDER, Phase.STOPPED, released=True)
 AGAIN = replace(WISH, generation=3, run=2)
 AGAIN_ORDER = assignment(AGAIN, host())
+AGAIN_STOP = replace(AGAIN, goal=Goal.STOP, generation=4)
+AGAIN_STOP_ORDER = replace(AGAIN_ORDER, goal=Goal.STOP, generation=4)
 REMOVE = replace(WISH, goal=Goal.REMOVE, generation=4)
 
 # Each state: the record, order and status in it; what a stop and a start make of it: goal, generation, run, or None for an error.
@@ -63,6 +65,20 @@ STATES: list[tuple[str, SandboxRecord, dict[str, Any], Any, Any]] = [
         {"assignments": [AGAIN_ORDER], "statuses": [STOPPED]},
         (Goal.STOP, 4, 2),
         (Goal.RUN, 3, 2),
+    ),
+    (
+        "stopped again before its host spoke of the second run",
+        AGAIN_STOP,
+        {"assignments": [AGAIN_STOP_ORDER], "statuses": [STOPPED]},
+        (Goal.STOP, 4, 2),
+        None,
+    ),
+    (
+        "stopped again before it had room",
+        AGAIN_STOP,
+        {"assignments": [STOP_ORDER], "statuses": [STOPPED]},
+        (Goal.STOP, 4, 2),
+        (Goal.RUN, 5, 3),
     ),
     (
         "running again",
