@@ -13,8 +13,9 @@ from mb.live import Chunk, OutputRange
 RECONNECTS_MAX = 14
 RECONNECT_S_MIN, RECONNECT_S_MAX = 0.5, 5.0
 
-# Events that are remembered so that a stream that is opened again tells none twice.
-TOLD_MAX = 10_000
+# Events that are remembered so that a stream that is opened again tells none twice: past as many as a scheduler tells of what is
+# there (20,000).
+TOLD_MAX = 30_000
 # How far the clocks of those who record events may be apart: what is a little older may still be news.
 CLOCKS_MS = 60_000
 
@@ -88,24 +89,26 @@ async def read_output(
 async def read_events(
     client: Client, name: str, since_ms: int, *, follow: bool, notify: Notify
 ) -> AsyncIterator[Event]:
-    """Events since a moment, each once, through broken connections; with `follow` without an end."""
+    """Events since a moment, each once, through broken connections; with `follow` until the one sandbox `name` is removed."""
     reconnects = Reconnects(notify)
-    # What was told is sent again by a stream that is opened again.
-    told: set[tuple[str, int]] = set()
-    newest_ms = 0
+    # What was told is sent again by a stream that is opened again; the oldest comes first, here as there.
+    told: dict[tuple[str, int], None] = {}
+    wanted, newest_ms = name, 0
     while True:
         try:
-            async for event in client.live.read_events(name, max(since_ms, newest_ms - CLOCKS_MS), follow=follow):
+            async for event in client.live.read_events(wanted, max(since_ms, newest_ms - CLOCKS_MS), follow=follow):
                 reconnects.succeed()
+                # Its name may be another's when the stream is opened again; its id never is.
+                wanted = event.sandbox_id if name else ""
                 identity = (event.origin, event.seq)
                 if identity in told:
                     continue
                 newest_ms = max(newest_ms, event.at_ms)
-                if len(told) >= TOLD_MAX:
-                    told.clear()
-                told.add(identity)
+                told[identity] = None
+                if len(told) > TOLD_MAX:
+                    del told[next(iter(told))]
                 yield event
-            if not follow:
+            if name or not follow:
                 return
             raise UnavailableError("events_cut", "the events ended early", "follow them again")
         except BedplateError as error:

@@ -30,7 +30,7 @@ _EXAMPLES = examples(
 def command(ctx: click.Context, name: str, *, follow: bool, since: str, as_json: bool) -> None:
     """Show what happened to the sandbox NAME, or to all: when, by whom and why, with the state before and after.
 
-    With --json: a list; with --follow one object a line.
+    With --follow it goes on until the sandbox NAME is removed. With --json: a list; with --follow one object a line.
     """
     since_ms = parse_since_ms(since, time.time_ns() // 1_000_000) if since else 0
     held: list[Event] = []

@@ -209,7 +209,7 @@ class _Events(event_pb2_grpc.EventServiceServicer):
             for event in fresh:
                 if event.at_ms >= request.since_ms:
                     yield to_message(event)
-            if not request.follow:
+            if not request.follow or (request.sandbox and any(event.kind == "sandbox.removed" for event in fresh)):
                 return
             await changed.wait()
 

@@ -147,6 +147,17 @@ async def test_events_are_shown_and_followed(line: Mb, desk: Desk) -> None:
     assert (wrong.code, "--since" in wrong.stderr) == (Exit.INVALID, True)
 
 
+async def test_followed_events_of_one_sandbox_end_with_it(line: Mb, desk: Desk) -> None:
+    """Its removal is the last that is told, each event once, and then mb ends: nothing can follow."""
+    desk.record(event(1))
+    process = await line.start("events", NAME, "--follow", "--json")
+    assert process.stdout is not None
+    assert json.loads(await process.stdout.readline())["seq"] == 1
+    desk.record(replace(event(2), kind="sandbox.removed"))
+    ended = await end_of(process)
+    assert (ended.code, [json.loads(text)["seq"] for text in ended.stdout.splitlines()]) == (0, [2])
+
+
 async def test_top_measures_between_two_looks(line: Mb, desk: Desk) -> None:
     """CPU is the difference over the time that passed; hosts that did not answer are told."""
     desk.put(sandbox(phase=Phase.RUNNING))
