@@ -1,7 +1,7 @@
 """Keeps reading through broken connections: a stream that breaks is opened again from where it was."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fleet.errors import BedplateError, UnavailableError
 from fleet.model.assignment import Sandbox
@@ -20,14 +20,20 @@ TOLD_MAX = 30_000
 CLOCKS_MS = 60_000
 
 Notify = Callable[[str], None]
+Pause = Callable[[float], Awaitable[None]]
 
 
 class Reconnects:
-    """Counts failures in a row and waits longer after each; raises the failure when there were too many."""
+    """Counts failures in a row and waits longer after each; raises the failure when there were too many.
 
-    def __init__(self, notify: Notify) -> None:
+    A stream's deadline is no failure: it is opened anew. That of a call which `is_stream` is not for is one like any other.
+    """
+
+    def __init__(self, notify: Notify, *, is_stream: bool = True, pause: Pause = asyncio.sleep) -> None:
         self._failures = 0
         self._notify = notify
+        self._is_stream = is_stream
+        self._pause = pause
 
     def succeed(self) -> None:
         """Something arrived."""
@@ -35,13 +41,13 @@ class Reconnects:
 
     async def retry_after(self, error: BedplateError) -> None:
         """Returns when it is time to try again; raises `error` if that is of no use."""
-        if error.code == "deadline_exceeded":
+        if error.code == "deadline_exceeded" and self._is_stream:
             return
         if not _is_passing(error) or self._failures >= RECONNECTS_MAX:
             raise error
         if self._failures == 0:
             self._notify(f"{error.message}; trying again")
-        await asyncio.sleep(min(RECONNECT_S_MIN * 2**self._failures, RECONNECT_S_MAX))
+        await self._pause(min(RECONNECT_S_MIN * 2**self._failures, RECONNECT_S_MAX))
         self._failures += 1
 
 

@@ -38,7 +38,7 @@ async def send_secrets(
     client: Client, sandbox: Sandbox, values: Mapping[str, bytes], notify: Notify, *, is_wanted: bool = False
 ) -> None:
     """Hands the values over, again after a broken connection; that it waits for none any more is an error if `is_wanted`."""
-    reconnects = Reconnects(notify)
+    reconnects = Reconnects(notify, is_stream=False)
     while True:
         try:
             await client.live.send_secrets(sandbox.sandbox_id, values)

@@ -5,7 +5,7 @@ import shutil
 import termios
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mb.program import Size
 
@@ -26,7 +26,9 @@ def raw_terminal(descriptor: int) -> Iterator[Callable[[], None]]:
         enter()
         yield enter
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        # A terminal that was hung up has nothing to restore.
+        with suppress(termios.error):
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 def terminal_size() -> Size:
