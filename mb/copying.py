@@ -23,7 +23,7 @@ from fleet.model.units import KIB, MIB
 from mb.artifact import Change, ChangeKind
 from mb.client import Client
 from mb.console import Outbox
-from mb.program import Ended, Printed, Program
+from mb.program import ROOT, USERS, Ended, Printed, Program
 from mb.tarread import Node, NodeKind, read_nodes, tar_invalid
 from mb.writeback import Action, Choices, Step, apply_writeback, look, plan_writeback
 
@@ -71,10 +71,19 @@ class Copied:
     left: dict[str, int]
 
 
-async def copy_in(client: Client, sandbox: Sandbox, source: Path | None, target: str, said: Say) -> Copied:
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """The sandbox that is copied to or from, and as whom there."""
+
+    client: Client
+    sandbox: Sandbox
+    user: str = USERS[0]
+
+
+async def copy_in(guest: Guest, source: Path | None, target: str, said: Say) -> Copied:
     """Copies a file or folder, or the tar on standard input when `source` is None, to `target` in the sandbox, as cp would."""
     words, produce = _plan_in(source, target)
-    return await _feed(client, sandbox, words, produce, said)
+    return await _feed(guest, words, produce, said)
 
 
 def _plan_in(source: Path | None, target: str) -> tuple[tuple[str, ...], Produce]:
@@ -95,32 +104,30 @@ def _plan_in(source: Path | None, target: str) -> tuple[tuple[str, ...], Produce
     return words, lambda write: _write_file(source, write)
 
 
-async def copy_out(
-    client: Client, sandbox: Sandbox, path: str, dest: Path, said: Say, *, with_git: bool = False
-) -> Copied:
+async def copy_out(guest: Guest, path: str, dest: Path, said: Say, *, with_git: bool = False) -> Copied:
     """Copies a file or folder of the sandbox to `dest`, as cp would; nothing is written before all of it is read and trusted."""
     is_content = path.endswith(("/.", "/")) or path in ("", ".", "..", "/")
     name = "" if is_content else posixpath.basename(path)
     with tempfile.TemporaryFile(dir=_nearest_folder(dest)) as stream:
-        header = await _receive(client, sandbox, path, stream, said)
+        header = await _receive(guest, path, stream, said)
         return await asyncio.to_thread(_take_out, header, _place(dest, name), stream, with_git)
 
 
-async def pass_out(client: Client, sandbox: Sandbox, path: str, said: Say) -> Copied:
+async def pass_out(guest: Guest, path: str, said: Say) -> Copied:
     """Writes a tar of a file or folder of the sandbox to standard output, byte for byte as the guest made it."""
     size_bytes = 0
-    async for payload in _run(client, sandbox, (_TAR_OUT, path), Outbox()):
+    async for payload in _run(guest, (_TAR_OUT, path), Outbox()):
         size_bytes += len(payload)
         await asyncio.to_thread(_write_all, sys.stdout.buffer, payload)
         said(size_bytes)
     return Copied(size_bytes, 0, {})
 
 
-async def _receive(client: Client, sandbox: Sandbox, path: str, stream: BinaryIO, said: Say) -> list[str]:
-    resources = sandbox.spec.resources
+async def _receive(guest: Guest, path: str, stream: BinaryIO, said: Say) -> list[str]:
+    resources = guest.sandbox.spec.resources
     bytes_max = (resources.disk_mib + resources.memory_mib) * MIB
     header, received = b"", 0
-    async for payload in _run(client, sandbox, (_OUT, path), Outbox()):
+    async for payload in _run(guest, (_OUT, path), Outbox()):
         if b"\n" not in header:
             header += payload
             if b"\n" not in header[:HEADER_BYTES_MAX] and len(header) > HEADER_BYTES_MAX:
@@ -130,7 +137,7 @@ async def _receive(client: Client, sandbox: Sandbox, path: str, stream: BinaryIO
             content = payload
         received += len(content)
         if received > bytes_max:
-            raise tar_invalid(f"it is larger than all the disk and memory of {sandbox.spec.name}")
+            raise tar_invalid(f"it is larger than all the disk and memory of {guest.sandbox.spec.name}")
         stream.write(content)
         said(received)
     stream.flush()
@@ -184,13 +191,7 @@ def _left(steps: list[Step]) -> dict[str, int]:
     return left
 
 
-async def _feed(
-    client: Client,
-    sandbox: Sandbox,
-    words: tuple[str, ...],
-    produce: Produce,
-    said: Say,
-) -> Copied:
+async def _feed(guest: Guest, words: tuple[str, ...], produce: Produce, said: Say) -> Copied:
     outbox, faults, sent = Outbox(), [], 0
 
     def write(payload: bytes) -> int:
@@ -211,7 +212,7 @@ async def _feed(
     feeder = threading.Thread(target=run, daemon=True)
     feeder.start()
     try:
-        async for _ in _run(client, sandbox, words, outbox):
+        async for _ in _run(guest, words, outbox):
             pass
     except (UnavailableError, HostFaultError):
         if not faults or isinstance(faults[0], BrokenPipeError):
@@ -224,11 +225,12 @@ async def _feed(
     return Copied(sent, 0, {})
 
 
-async def _run(client: Client, sandbox: Sandbox, words: tuple[str, ...], outbox: Outbox) -> AsyncIterator[bytes]:
+async def _run(guest: Guest, words: tuple[str, ...], outbox: Outbox) -> AsyncIterator[bytes]:
     script, *arguments = words
-    program = Program(sandbox.sandbox_id, ("/bin/sh", "-c", script, "mb-cp", *arguments), env=(("LC_ALL", "C.UTF-8"),))
+    command = ("/bin/sh", "-c", script, "mb-cp", *arguments)
+    program = Program(guest.sandbox.sandbox_id, command, env=(("LC_ALL", "C.UTF-8"),), user=guest.user)
     said = b""
-    async for part in client.live.run_program(program, outbox.parts()):
+    async for part in guest.client.live.run_program(program, outbox.parts()):
         if isinstance(part, Printed) and part.is_error:
             said = (said + part.payload)[:SAID_BYTES_MAX]
         elif isinstance(part, Printed):
@@ -236,15 +238,16 @@ async def _run(client: Client, sandbox: Sandbox, words: tuple[str, ...], outbox:
         elif part.exit_code == 0:
             return
         else:
-            raise _failure(sandbox, part, said)
+            raise _failure(guest, part, said)
     raise UnavailableError("copy_cut", "the call was cut; what was copied may not be whole", "copy it again")
 
 
-def _failure(sandbox: Sandbox, ended: Ended, said: bytes) -> HostFaultError:
+def _failure(guest: Guest, ended: Ended, said: bytes) -> HostFaultError:
     text = " ".join(said.decode("utf-8", "replace").split()) or ended.message
     how = f"signal {ended.signal}" if ended.signal is not None else f"exit {ended.exit_code}"
-    next_step = "name a path that is there and may be read or written; --user root may more"
-    return HostFaultError("copy_failed", f"in {sandbox.spec.name}: {text or how}", next_step)
+    more = "" if guest.user == ROOT else "; --user root may more"
+    next_step = f"name a path that is there and may be read or written{more}"
+    return HostFaultError("copy_failed", f"in {guest.sandbox.spec.name}: {text or how}", next_step)
 
 
 def _pass_stdin(write: Write) -> None:

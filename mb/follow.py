@@ -1,7 +1,7 @@
 """Follows one sandbox to its end: its progress, and the output of all its agents at once."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 from fleet.errors import BedplateError, NotFoundError, UnavailableError
@@ -47,9 +47,9 @@ async def follow_sandbox(
     return last
 
 
-async def wait_result(client: Client, sandbox: Sandbox, agent: str, notify: Notify) -> Sandbox:
-    """The sandbox, whose `agent` has printed its last, once its changes can be fetched or never will be; at once while other
-    agents still run.
+async def wait_result(client: Client, sandbox: Sandbox, ended: Collection[str], notify: Notify) -> Sandbox:
+    """The sandbox, of which the agents `ended` have printed their last, once its changes can be fetched or never will be; at
+    once while other agents still run.
     """
     seen = sandbox
     with suppress(NotFoundError):
@@ -57,7 +57,7 @@ async def wait_result(client: Client, sandbox: Sandbox, agent: str, notify: Noti
             agents = seen.status.agents if seen.status else ()
             has_result = seen.status is not None and seen.status.artifact is not None
             # The end of the output is known before the status that tells the agent's end.
-            others_run = any(one.name != agent and one.phase not in ENDED_AGENT_PHASES for one in agents)
+            others_run = any(one.name not in ended and one.phase not in ENDED_AGENT_PHASES for one in agents)
             if has_result or others_run or seen.phase in _OVER:
                 break
     return seen

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from fleet.errors import InvalidSpecError
 
-USERS = ("agent", "root")
+ROOT = "root"
+USERS = ("agent", ROOT)
 # POSIX.1-2017, 8.1: names of environment variables.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # A shell's way to tell that a signal ended a program (POSIX.1-2017, 2.8.2).

@@ -10,6 +10,7 @@ import click
 
 from fleet.model.units import MIB, render_bytes
 from mb.commands.options import call, examples, json_option, notify, print_json
+from mb.commands.programs import user_option
 from mb.render.text import clean, count
 
 if TYPE_CHECKING:
@@ -24,16 +25,18 @@ _EXAMPLES = examples(
     "mb cp fix-tests:/workspace/out results    a file or a folder",
     "tar -c a b | mb cp - fix-tests:/workspace",
     "mb cp fix-tests:/workspace - > all.tar    as the guest made it",
+    "mb cp --user root fix-tests:/var/log logs",
 )
 
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("source", metavar="SRC")
 @click.argument("dest", metavar="DST")
+@user_option
 @click.option("--with-git", is_flag=True, help="Also git's own folder, .git. Git runs what is in it.")
 @json_option
 @click.pass_context
-def command(ctx: click.Context, source: str, dest: str, *, with_git: bool, as_json: bool) -> None:
+def command(ctx: click.Context, source: str, dest: str, *, user: str, with_git: bool, as_json: bool) -> None:
     """Copy files or folders between here and a running sandbox; NAME:PATH on one side, as with cp -r.
 
     SRC goes into DST where that is a folder, else it becomes DST. A `-` is a tar: on stdin it is unpacked into the folder DST, on
@@ -50,16 +53,16 @@ def command(ctx: click.Context, source: str, dest: str, *, with_git: bool, as_js
     meter = _Meter()
 
     async def copy(client: "Client") -> "Copied":
-        from mb.copying import copy_in, copy_out, pass_out  # noqa: PLC0415 (imports gRPC)
+        from mb.copying import Guest, copy_in, copy_out, pass_out  # noqa: PLC0415 (imports gRPC)
 
-        sandbox = await client.get_sandbox(from_name or to_name)
+        guest = Guest(client, await client.get_sandbox(from_name or to_name), user)
         if to_name:
-            return await copy_in(client, sandbox, None if source == "-" else Path(source), to_path, meter.say)
+            return await copy_in(guest, None if source == "-" else Path(source), to_path, meter.say)
         if dest == "-":
-            return await pass_out(client, sandbox, from_path, meter.say)
-        return await copy_out(client, sandbox, from_path, Path(dest), meter.say, with_git=with_git)
+            return await pass_out(guest, from_path, meter.say)
+        return await copy_out(guest, from_path, Path(dest), meter.say, with_git=with_git)
 
-    copied = call(ctx, copy)
+    copied = call(ctx, copy, about=from_name or to_name)
     for reason, number in copied.left.items():
         notify(f"left alone: {count(number, 'path')}: {clean(reason)}")
     if not as_json:

@@ -1,8 +1,8 @@
 """`mb logs`."""
 
-import codecs
-import sys
+import asyncio
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -19,19 +19,20 @@ from mb.commands.options import (
     print_json_line,
 )
 from mb.moments import parse_since_ms
-from mb.render.output import OutputPrinter
+from mb.render.logs import LineSink, ObjectSink, Sink, TextSink
 from mb.render.sandbox import render_cut
 
 if TYPE_CHECKING:
     from fleet.model.assignment import Sandbox
     from mb.client import Client
-from mb.live import Chunk, OutputRange
+    from mb.live import OutputRange
 
 TAIL_LINES_MAX = 1_000_000
 
 _EXAMPLES = examples(
     "mb logs fix-tests                   what its only agent has printed so far",
     "mb logs fix-tests fixer --follow    and what it prints until it ends",
+    "mb logs fix-tests --all             every agent's, its name before each line",
     "mb logs fix-tests --since 10m --tail 20",
     "mb logs fix-tests --offset 4096     from that byte on",
     "mb logs fix-tests --follow --json   one object a line, for programs",
@@ -42,6 +43,7 @@ _EXAMPLES = examples(
 @click.command(epilog=_EXAMPLES)
 @name_argument
 @agent_argument
+@click.option("--all", "every", is_flag=True, help="Every agent's output.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the agent has ended.")
 @click.option("--since", default="", metavar="WHEN", help="Not before: 10m (ago), or RFC 3339.")
 @click.option("--tail", type=click.IntRange(1, TAIL_LINES_MAX), metavar="N", help="At most the last N lines.")
@@ -53,6 +55,7 @@ def command(
     name: str,
     agent: str,
     *,
+    every: bool,
     follow: bool,
     since: str,
     tail: int | None,
@@ -61,28 +64,57 @@ def command(
 ) -> None:
     """Print the output of AGENT in the sandbox NAME; AGENT may be left out when there is only one.
 
-    On a terminal, characters that could steer it are written out. With --json: one object, with the bytes decoded as UTF-8; with
-    --follow too: one object a line, as it comes. With --follow the last agent's end waits for the changes too, so that mb
-    diff can come next.
+    On a terminal, characters that could steer it are written out. With --json: one object, with the bytes decoded as UTF-8 (with
+    --all a list of them); with --follow too: one object a line, as it comes. With --follow the last agent's end waits for the
+    changes too, so that mb diff can come next.
     """
+    if every and agent:
+        raise click.UsageError("--all excludes an agent's name")
     wanted = _wanted(offset, since, tail)
-    sink: _JsonSink | _TextSink = _JsonSink(is_live=follow) if as_json else _TextSink()
+    sink = _sink(offset, every=every, follow=follow, as_json=as_json)
 
-    async def read(client: "Client") -> "Sandbox":
-        from mb.follow import wait_result  # noqa: PLC0415 (imports gRPC)
-        from mb.resume import read_output  # noqa: PLC0415
-
+    async def read(client: "Client") -> "tuple[Sandbox, list[str]]":
         sandbox = await client.get_sandbox(name)
-        sink.agent = find_agent(sandbox, agent).name
-        async for chunk in read_output(client, sandbox.sandbox_id, sink.agent, wanted, follow=follow, notify=notify):
-            sink.take(chunk)
-        return await (wait_result(client, sandbox, sink.agent, notify) if follow else client.get_sandbox(name))
+        if every:
+            names = [one.name for one in sandbox.spec.agents]
+        else:
+            names = [find_agent(sandbox, agent, otherwise="; --all prints every agent's").name]
+        if follow:
+            return await _follow(client, sandbox, names, wanted, sink), names
+        for one in names:
+            await _read(client, sandbox, one, wanted, sink, follow=False)
+        return await client.get_sandbox(sandbox.sandbox_id), names
 
-    sandbox = call(ctx, read)
-    sink.finish(wanted.offset)
+    sandbox, names = call(ctx, read)
+    sink.close()
     for status in sandbox.status.agents if sandbox.status else ():
-        if status.name == sink.agent and status.output_truncated:
-            notify(f"{sink.agent}: {render_cut(status)}; what it printed after that is gone")
+        if status.name in names and status.output_truncated:
+            notify(f"{status.name}: {render_cut(status)}; what it printed after that is gone")
+
+
+async def _follow(
+    client: "Client", sandbox: "Sandbox", names: Sequence[str], wanted: "OutputRange", sink: Sink
+) -> "Sandbox":
+    """Reads all of them at once, each to its end."""
+    from mb.follow import wait_result  # noqa: PLC0415 (imports gRPC)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for name in names:
+                group.create_task(_read(client, sandbox, name, wanted, sink, follow=True))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return await wait_result(client, sandbox, names, notify)
+
+
+async def _read(
+    client: "Client", sandbox: "Sandbox", agent: str, wanted: "OutputRange", sink: Sink, *, follow: bool
+) -> None:
+    from mb.resume import read_output  # noqa: PLC0415 (imports gRPC)
+
+    async for chunk in read_output(client, sandbox.sandbox_id, agent, wanted, follow=follow, notify=notify):
+        sink.take(agent, chunk.offset, chunk.payload)
+    sink.finish(agent)
 
 
 def _wanted(offset: int, since: str, tail: int | None) -> "OutputRange":
@@ -94,49 +126,7 @@ def _wanted(offset: int, since: str, tail: int | None) -> "OutputRange":
     return OutputRange(offset, since_ms, tail or 0)
 
 
-class _TextSink:
-    """Prints output as it comes."""
-
-    def __init__(self) -> None:
-        self.agent = ""
-        self._printer = OutputPrinter(sys.stdout, prefix=False)
-
-    def take(self, chunk: "Chunk") -> None:
-        """Prints the next bytes."""
-        self._printer.write(self.agent, chunk.payload)
-
-    def finish(self, offset: int) -> None:
-        """Nothing is held back."""
-
-
-class _JsonSink:
-    """Prints output as objects: one at the end or, live, one for each piece."""
-
-    def __init__(self, *, is_live: bool) -> None:
-        self.agent = ""
-        self._is_live = is_live
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._texts: list[str] = []
-        self._first: int | None = None
-        self._next = 0
-
-    def take(self, chunk: "Chunk") -> None:
-        """Holds or prints the next bytes; a character that comes in two pieces is printed with its second."""
-        self._first = chunk.offset if self._first is None else self._first
-        self._next = chunk.offset + len(chunk.payload)
-        self._texts.append(self._decoder.decode(chunk.payload))
-        if self._is_live:
-            self._print(chunk.offset)
-
-    def finish(self, offset: int) -> None:
-        """Prints what is left; `offset` says where the output begins when there is none."""
-        self._texts.append(self._decoder.decode(b"", final=True))
-        if self._first is None:
-            self._first = self._next = offset
-        if not self._is_live or any(self._texts):
-            self._print(self._first if not self._is_live else self._next)
-
-    def _print(self, offset: int) -> None:
-        printed = {"agent": self.agent, "offset": offset, "next_offset": self._next, "text": "".join(self._texts)}
-        self._texts.clear()
-        (print_json_line if self._is_live else print_json)(printed)
+def _sink(offset: int, *, every: bool, follow: bool, as_json: bool) -> Sink:
+    if not as_json:
+        return TextSink(prefix=every)
+    return LineSink(offset, print_json_line) if follow else ObjectSink(offset, print_json, is_list=every)

@@ -1,12 +1,13 @@
 """Options that several verbs share, and how a verb talks to the scheduler. Imports gRPC only when a call is made."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fleet.errors import InvalidSpecError
+from fleet.errors import BedplateError, InvalidSpecError
 
 if TYPE_CHECKING:
     from fleet.model.assignment import Sandbox
@@ -42,8 +43,8 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", "examples:", *(f"  {line}" for line in lines)])
 
 
-def call(ctx: click.Context, action: Callable[["Client"], Awaitable[T]]) -> T:
-    """Runs `action` with a client of the configured scheduler."""
+def call(ctx: click.Context, action: Callable[["Client"], Awaitable[T]], *, about: str = "") -> T:
+    """Runs `action` with a client of the configured scheduler; next steps of errors name the sandbox `about`, else the verb's."""
     import asyncio  # noqa: PLC0415 (these three take most of mb's start; offline verbs do without)
 
     from mb.client import open_client  # noqa: PLC0415
@@ -57,8 +58,20 @@ def call(ctx: click.Context, action: Callable[["Client"], Awaitable[T]]) -> T:
         async with open_client(config) as client:
             return await action(client)
 
-    with explained(config):
+    with _sandbox_named(about or str(ctx.params.get("name") or "")), explained(config):
         return asyncio.run(run())
+
+
+@contextmanager
+def _sandbox_named(name: str) -> Iterator[None]:
+    """Within it, errors of hosts, which know a sandbox by its id, name it as the user does."""
+    try:
+        yield
+    except BedplateError as error:
+        from mb.render.text import fill_name  # noqa: PLC0415 (only an error needs it)
+
+        error.next_step = fill_name(error.next_step, name) if name else error.next_step
+        raise
 
 
 def operate(ctx: click.Context, action: Callable[["Operator"], Awaitable[T]]) -> T:
@@ -79,15 +92,20 @@ def operate(ctx: click.Context, action: Callable[["Operator"], Awaitable[T]]) ->
         return asyncio.run(run())
 
 
-def find_agent(sandbox: "Sandbox", name: str) -> "Agent":
-    """The agent of that name, or the only one when `name` is empty; raises InvalidSpecError `agent_unknown`."""
+def find_agent(sandbox: "Sandbox", name: str, *, otherwise: str = "") -> "Agent":
+    """The agent of that name, or the only one when `name` is empty.
+
+    Raises InvalidSpecError `agent_unknown` that lists them; `otherwise` is what the verb can do without a name.
+    """
     agents = sandbox.spec.agents
     found = [agent for agent in agents if name in ("", agent.name)]
     if len(found) == 1:
         return found[0]
     names = ", ".join(agent.name for agent in agents)
-    message = f"{sandbox.spec.name} has no agent {name!r}" if name else f"{sandbox.spec.name} has several agents"
-    raise InvalidSpecError("agent_unknown", message, f"name one of: {names}", field="AGENT")
+    which = f"has no agent {name!r}" if name else f"has {len(agents)} agents"
+    raise InvalidSpecError(
+        "agent_unknown", f"{sandbox.spec.name} {which}", f"name one of: {names}{otherwise}", field="AGENT"
+    )
 
 
 class WaitedLongEnough(Exception):  # noqa: N818 (an outcome that was asked for)

@@ -7,7 +7,7 @@ from typing import Any
 from fleet.model.assignment import Sandbox
 from fleet.model.sandbox import ENDED_PHASES, AgentPhase, AgentStatus, Goal, Phase, Reason
 from fleet.model.units import MIB, render_bytes
-from mb.render.text import count, render_age, render_span, render_table, wrap
+from mb.render.text import count, fill_name, render_age, render_span, render_table, wrap
 
 # What a host keeps of one agent's output (docs/guest-link.md).
 OUTPUT_BYTES_MAX = 64 * MIB
@@ -176,7 +176,7 @@ def _render_result(sandbox: Sandbox) -> Iterator[str]:
 
 def render_next_step(reason: Reason, sandbox: Sandbox) -> str:
     """The next step with the sandbox's own name in it: its host may have said NAME."""
-    return reason.next_step.replace(" NAME", f" {sandbox.spec.name}")
+    return fill_name(reason.next_step, sandbox.spec.name)
 
 
 def _render_reason(label: str, reason: Reason | None, sandbox: Sandbox) -> Iterator[str]:

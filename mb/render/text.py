@@ -1,6 +1,7 @@
 """Text for people: tables and wrapped lines within WIDTH, ages, colours for terminals, and guests' text made harmless."""
 
 import os
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,9 @@ COLUMN_GAP = "  "
 _COLOURS = {"red": "31", "green": "32", "cyan": "36", "bold": "1"}
 # Control, format (bidirectional overrides among them), surrogate, unassigned; line and paragraph separators.
 _UNSAFE = frozenset(["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"])
+
+# Where a command that is suggested has a sandbox's name.
+_PLACE_OF_NAME = re.compile(r"(\bmb [a-z]+ )NAME\b")
 
 
 def is_coloured(stream: TextIO) -> bool:
@@ -66,6 +70,11 @@ def render_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[
     while sum(widths) > room:
         widths[widths.index(max(widths))] -= 1
     return [_join(row, widths) for row in cells]
+
+
+def fill_name(text: str, name: str) -> str:
+    """A next step such as "mb status NAME" with the sandbox's own name in it."""
+    return _PLACE_OF_NAME.sub(lambda found: found[1] + name, text)
 
 
 def count(number: int, noun: str) -> str:

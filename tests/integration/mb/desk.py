@@ -224,7 +224,7 @@ class _Execs(service_pb2_grpc.ExecServiceServicer):
         opened = (await anext(aiter(requests))).open
         self._desk.opened.append(opened)
         if self._desk.find(opened.sandbox).phase != "running":
-            raise ConflictError("not_running", f"{opened.sandbox} does not run", "see mb status")
+            raise ConflictError("not_running", f"{opened.sandbox} does not run", "see mb status NAME")
         if self._desk.instead:
             del opened.command[:]
             opened.command.extend(self._desk.instead)

@@ -153,3 +153,16 @@ async def test_a_guest_that_lies_about_what_it_sends(line: Mb, desk: Desk, tmp_p
     ended = await line.run("cp", f"{NAME}:/x", tmp_path / "place")
     assert ended.code != 0
     assert not (tmp_path / "place").exists()
+
+
+async def test_a_copy_is_made_as_whom_it_is_asked_for(line: Mb, desk: Desk, tmp_path: Path) -> None:
+    """Each way runs its program as root with --user root, as the agents' user without; only without is root proposed."""
+    source = tmp_path / "source"
+    source.write_text("x")
+    for arguments in ((source, f"{NAME}:{tmp_path}/in"), (f"{NAME}:{source}", tmp_path / "out")):
+        for options, user in (((), "agent"), (("--user", "root"), "root")):
+            assert (await line.run("cp", *options, *arguments)).code == 0
+            assert desk.opened[-1].user == user
+    for options, is_proposed in (((), True), (("--user", "root"), False)):
+        failed = await line.run("cp", *options, f"{NAME}:{tmp_path}/nothing", tmp_path / "out")
+        assert (failed.code, "--user root may more" in " ".join(failed.stderr.split())) == (Exit.ERROR, is_proposed)

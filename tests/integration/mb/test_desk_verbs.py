@@ -221,6 +221,42 @@ async def test_another_agents_work_is_not_waited_for(line: Mb, desk: Desk) -> No
     assert (ended.code, ended.stdout) == (0, "done\n")
 
 
+def with_two_agents(desk: Desk) -> None:
+    """A sandbox whose agents have printed and ended."""
+    one = sandbox()
+    assert one.status is not None
+    spec = replace(one.spec, agents=(one.spec.agents[0], replace(one.spec.agents[0], name="tester")))
+    status = replace(one.status, agents=(one.status.agents[0], replace(one.status.agents[0], name="tester")))
+    desk.put(replace(one, spec=spec, status=status))
+    desk.print("fixer", b"mended\n", end=True)
+    desk.print("tester", b"tried\nmor", end=True)
+
+
+async def test_logs_of_several_agents(line: Mb, desk: Desk) -> None:
+    """Which agents there are is told; --all prints each one's lines behind its name, for programs an object for each."""
+    with_two_agents(desk)
+    asked = await line.run("logs", NAME)
+    assert (asked.code, "fixer, tester" in asked.stderr, "--all" in asked.stderr) == (Exit.INVALID, True, True)
+    assert (await line.run("logs", NAME, "--all")).stdout == "fixer | mended\ntester | tried\ntester | mor\n"
+    followed = await line.run("logs", NAME, "--all", "--follow", "--tail", "1")
+    assert sorted(followed.stdout.splitlines()) == ["fixer | mended", "tester | mor"]
+    listed = (await line.run("logs", NAME, "--all", "--json")).value()
+    assert [(one["agent"], one["next_offset"]) for one in listed] == [("fixer", 7), ("tester", 9)]
+    lines = (await line.run("logs", NAME, "--all", "--follow", "--json")).stdout.splitlines()
+    assert {json.loads(text)["agent"]: json.loads(text)["text"] for text in lines} == {
+        "fixer": "mended\n",
+        "tester": "tried\nmor",
+    }
+    assert (await line.run("logs", NAME, "fixer", "--all")).code == Exit.INVALID
+
+
+async def test_next_steps_name_the_sandbox(line: Mb, desk: Desk) -> None:
+    """Hosts write NAME; whoever reads the error gets a command that works."""
+    desk.put(sandbox(phase=Phase.COMPLETED))
+    for arguments in (("exec", NAME, "--", "true"), ("cp", f"{NAME}:/a", "/tmp/never")):
+        assert f"see mb status {NAME}" in (await line.run(*arguments)).stderr
+
+
 async def test_names_are_completed(line: Mb, desk: Desk) -> None:
     """Tab offers the sandboxes and their agents; a scheduler that does not answer costs a second and no error."""
     desk.put(sandbox(phase=Phase.RUNNING))
