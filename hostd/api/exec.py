@@ -8,6 +8,7 @@ from typing import Any
 
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.errors import BedplateError, InvalidSpecError, UnavailableError
+from fleet.gatekeeper import actor_of
 from fleet.model.assignment import Assignment
 from hostd.api.lookup import find_order
 from hostd.orders import Orders
@@ -39,8 +40,8 @@ class ExecService(service_pb2_grpc.ExecServiceServicer):
         """Runs what the first request opens; output waits for nobody but this caller."""
         opened = await _read_open(request_iterator)
         order = find_order(self._orders, opened.sandbox, opened.tenant)
-        wanted = parse_program(opened, order)
-        running = await self._sessions.open_exec(order.sandbox_id, wanted)
+        wanted, actor = parse_program(opened, order), actor_of(context)
+        running = await self._sessions.open_exec(order.sandbox_id, wanted, actor)
 
         def leave(_context: object = None) -> None:
             self._sessions.abandon_exec(order.sandbox_id, running)
@@ -63,7 +64,7 @@ class ExecService(service_pb2_grpc.ExecServiceServicer):
         finally:
             feeder.cancel()
             leave()
-            self._sessions.note_exec_end(order, wanted, how)
+            self._sessions.note_exec_end(order, wanted, how, actor)
 
 
 def parse_program(opened: Any, order: Assignment) -> Program:

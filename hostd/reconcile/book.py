@@ -48,10 +48,13 @@ class Book:
             self.orders.put_progress(progress)
             self.changed()
 
-    def record(self, order: Assignment, kind: str, detail: str) -> None:
-        """Writes down what an owner did to a sandbox that this host still holds; raises HostFaultError `disk_failed`."""
+    def record(self, order: Assignment, kind: str, detail: str, actor: str) -> None:
+        """Writes down what `actor`, or the tenant when it is empty, did to a sandbox that this host still holds.
+
+        Raises HostFaultError `disk_failed`.
+        """
         if order.sandbox_id in self.orders.orders:
-            self.orders.record(order.sandbox_id, kind, actor=f"tenant/{order.tenant}", detail=detail)
+            self.orders.record(order.sandbox_id, kind, actor=actor or f"tenant/{order.tenant}", detail=detail)
 
     def fail(self, sandbox_id: SandboxId, reason: Reason) -> None:
         """The sandbox has failed; raises nothing."""

@@ -201,8 +201,8 @@ class Sessions:
         """Drops the values of a sandbox that is over: one whose guest never came would keep them for ever."""
         self._vault.drop(sandbox_id)
 
-    async def take_secrets(self, order: Assignment, values: Sequence[tuple[str, bytes]]) -> None:
-        """Holds the values of a sandbox's secrets until its guest has them. Safe to repeat.
+    async def take_secrets(self, order: Assignment, values: Sequence[tuple[str, bytes]], actor: str = "") -> None:
+        """Holds the values of a sandbox's secrets until its guest has them; `actor` sends them. Safe to repeat.
 
         Raises InvalidSpecError when they are not those of its spec, ConflictError `not_running` when it is over, HostFaultError
         `disk_failed` when the host cannot write down that it has them.
@@ -215,7 +215,7 @@ class Sessions:
             return
         self._vault.put(order, values)
         try:
-            self._book.record(order, "secrets.received", ", ".join(order.spec.secrets))
+            self._book.record(order, "secrets.received", ", ".join(order.spec.secrets), actor)
             if live is not None and live.waiting_boot_id is not None:
                 with suppress(UnavailableError):
                     # A link that breaks meanwhile begins anew with hello, and finds the values here.
@@ -226,8 +226,8 @@ class Sessions:
             raise
         self._book.changed()
 
-    async def open_exec(self, sandbox_id: SandboxId, program: Program) -> Exec:
-        """Begins a program in a guest whose agents run.
+    async def open_exec(self, sandbox_id: SandboxId, program: Program, actor: str = "") -> Exec:
+        """Begins a program for `actor` in a guest whose agents run, and writes down that it does.
 
         Raises ConflictError or UnavailableError `not_running` when they do not, UnavailableError `execs_exhausted` or `link_down`.
         """
@@ -239,17 +239,21 @@ class Sessions:
             raise UnavailableError("not_running", f"sandbox {order.spec.name} is still starting", next_step)
         if not live.has_hello:
             raise _link_lost()
-        self._book.record(order, "exec.started", program.name)
-        return await self._execs.open(sandbox_id, program)
+        self._book.record(order, "exec.started", program.name, actor)
+        try:
+            return await self._execs.open(sandbox_id, program)
+        except UnavailableError as error:
+            self.note_exec_end(order, program, error.code, actor)
+            raise
 
     def abandon_exec(self, sandbox_id: SandboxId, opened: Exec) -> None:
         """The caller of a program is gone: it is ended in the guest, without waiting. Safe to repeat, and after its end."""
         self._execs.abandon(sandbox_id, opened)
 
-    def note_exec_end(self, order: Assignment, program: Program, how: str) -> None:
+    def note_exec_end(self, order: Assignment, program: Program, how: str, actor: str = "") -> None:
         """Records how a program ended for its caller; raises nothing, for it has ended."""
         try:
-            self._book.record(order, "exec.ended", f"{program.name}: {how}")
+            self._book.record(order, "exec.ended", f"{program.name}: {how}", actor)
         except HostFaultError as error:
             log.warning("exec.unrecorded", sandbox_id=order.sandbox_id, error=error.message)
 

@@ -18,6 +18,7 @@ from fleet.errors import (
     NotFoundError,
     UnavailableError,
 )
+from fleet.gatekeeper import ACTOR_KEY
 from fleet.identity import Identity, Role, create_authority, host_server_name
 from fleet.model.assignment import Assignment
 from fleet.model.host import Accelerator
@@ -30,7 +31,7 @@ from hostd.api.secrets import SecretService
 from hostd.drivers.simulated import SimulatedHypervisor, SimulatedLinks
 from hostd.journal import Cursor
 from hostd.orders import Orders
-from hostd.reconcile.execs import EXECS_MAX
+from hostd.reconcile.execs import EXECS_MAX, Program
 from hostd.reconcile.patience import SECRETS_AWAITED
 from hostd.reconcile.progress import begin
 from hostd.reconcile.session import Sessions
@@ -57,13 +58,18 @@ class Site:
 
     def call(self, *requests: Any) -> Any:
         """A call that has sent so many requests, and may send more."""
-        return self.stub.Exec(_each(requests), timeout=CALL_S)
+        return self.stub.Exec(_each(requests), timeout=CALL_S, metadata=on_behalf_of("tenant/lab"))
 
     def running(self) -> int:
         """How many programs the guest has."""
         guest = self.room.domains[A].guest
         assert guest is not None
         return len(guest.programs.running)
+
+
+def on_behalf_of(actor: str) -> tuple[tuple[str, str], ...]:
+    """As the scheduler names who called it."""
+    return ((ACTOR_KEY, actor),)
 
 
 async def _each(requests: tuple[Any, ...]) -> AsyncIterator[Any]:
@@ -149,20 +155,32 @@ async def test_a_call_is_a_program(site: Site) -> None:
 
 
 async def test_programs_are_written_down(site: Site) -> None:
-    """Start and end of each, with the command's first word and never its arguments."""
+    """Start and end of each, for whom, with the command's first word and never its arguments."""
     await collect(site.call(opening("exit", "3")))
-    left = site.stub.Exec(timeout=CALL_S)
+    left = site.stub.Exec(timeout=CALL_S, metadata=on_behalf_of("operator/root"))
     await left.write(opening("sleep", "hunter2"))
     assert (await left.read()).WhichOneof("part") == "started"
     site.links.break_session(A)
     await refusal(left)
     events, _ = site.orders.journal.read(Cursor(), A)
     assert [(event.kind, event.actor, event.detail) for event in events if event.kind.startswith("exec.")] == [
-        ("exec.started", "tenant/acme", "exit"),
-        ("exec.ended", "tenant/acme", "exit: exit code 3"),
-        ("exec.started", "tenant/acme", "sleep"),
-        ("exec.ended", "tenant/acme", "sleep: guest_link_lost"),
+        ("exec.started", "tenant/lab", "exit"),
+        ("exec.ended", "tenant/lab", "exit: exit code 3"),
+        ("exec.started", "operator/root", "sleep"),
+        ("exec.ended", "operator/root", "sleep: guest_link_lost"),
     ]
+
+
+async def test_a_program_that_found_no_place_is_written_down_to_its_end(site: Site) -> None:
+    """Whoever reads the journal finds no program that seems to run still."""
+    crowd = [await site.sessions.open_exec(A, Program(("sleep",), "/")) for _ in range(EXECS_MAX)]
+    assert (await refusal(site.call(opening("exit", "3")))).code == "execs_exhausted"
+    events, _ = site.orders.journal.read(Cursor(), A)
+    assert [(event.kind, event.detail) for event in events[-2:]] == [
+        ("exec.started", "exit"),
+        ("exec.ended", "exit: execs_exhausted"),
+    ]
+    assert len(crowd) == EXECS_MAX
 
 
 async def test_input_goes_in_and_comes_back(site: Site) -> None:
@@ -321,7 +339,9 @@ async def test_secrets_arrive(site: Site) -> None:
         secrets = [service_pb2.Secret(name=name, value=b"\0\xff")]
         with translated("host"):
             await site.secrets.SendSecrets(
-                service_pb2.SendSecretsRequest(sandbox=B, tenant=tenant, secrets=secrets), timeout=CALL_S
+                service_pb2.SendSecretsRequest(sandbox=B, tenant=tenant, secrets=secrets),
+                timeout=CALL_S,
+                metadata=on_behalf_of("operator/root"),
             )
 
     for name, tenant, kind in (("OTHER", ACME, InvalidSpecError), ("KEY", "other", NotFoundError)):
@@ -331,3 +351,6 @@ async def test_secrets_arrive(site: Site) -> None:
     await send("KEY")
     await send("KEY")
     assert site.sessions.notice(B) is None
+    events, _ = site.orders.journal.read(Cursor(), B)
+    received = [(event.actor, event.detail) for event in events if event.kind == "secrets.received"]
+    assert set(received) == {("operator/root", "KEY")}
