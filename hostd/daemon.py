@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime
-import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from hostd.api.output import OutputService
 from hostd.api.permissions import PERMISSIONS
 from hostd.api.secrets import SecretService
 from hostd.api.usage import UsageService
+from hostd.clock import now_ms
 from hostd.config import HostdConfig
 from hostd.drivers.ports import GuestLinks
 from hostd.intake import Intake
@@ -203,8 +203,3 @@ class _Daemon:
 def now() -> datetime.datetime:
     """The wall clock, in UTC."""
     return datetime.datetime.now(datetime.UTC)
-
-
-def now_ms() -> int:
-    """Wall-clock milliseconds since 1970."""
-    return time.time_ns() // 1_000_000

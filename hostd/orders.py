@@ -11,7 +11,6 @@ Whatever changes is in the journal before it is here. On a full disk nothing beg
 
 import re
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -25,6 +24,7 @@ from fleet.model.event import Event
 from fleet.model.ids import Digest, SandboxId, Tenant, is_sandbox_id
 from fleet.model.sandbox import Goal
 from fleet.model.units import MIB
+from hostd.clock import now_ms
 from hostd.files import Reserve, disk_faults, remove_durable, sync_folder, write_durable
 from hostd.journal import Journal
 from hostd.reconcile.progress import Progress, is_over
@@ -48,7 +48,7 @@ class Orders:
         self,
         state_dir: Path,
         host_id: str = "local",
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._now_ms = now_ms
         self._unrecorded: list[Event] = []

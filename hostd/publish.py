@@ -1,7 +1,6 @@
 """Publishes what this host knows of its sandboxes: one status key each, written when it differs and fenced by the host's lease."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from fleet.model.sandbox import Goal, Phase, SandboxStatus
 from fleet.store.keyspace import host_statuses, status_key
 from fleet.store.lease import Pause
 from fleet.store.port import Delete, KeyValue, Put, Store, Unmoved, Write
+from hostd.clock import now_ms
 from hostd.orders import Orders
 from hostd.reconcile.loop import Reconciler
 from hostd.reconcile.progress import current_run, is_over, render_status
@@ -42,7 +42,7 @@ class Publisher:
         accelerator: Accelerator,
         *,
         pause: Pause = asyncio.sleep,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._host_id = host_id
         self._store = store

@@ -18,6 +18,7 @@ from fleet.model.ids import HostId
 from fleet.store.keyspace import alive_key, host_key
 from fleet.store.lease import LeaseKeeper
 from fleet.store.port import KeyValue, Put, Store, Unmoved
+from hostd.clock import now_ms
 
 # Long enough for an election of etcd's leader, short enough that a dead host is known within seconds.
 LEASE_TTL_S = 15.0
@@ -74,9 +75,9 @@ class Registration:
             raise ConflictError(
                 "host_id_in_use", message, "give each machine a host_id of its own; a reboot waits a lease"
             )
-        now_ms = time.time_ns() // 1_000_000
-        record = replace(self._record, registered_at_ms=now_ms)
-        alive = HostAlive(self._host_id, self._boot_id, now_ms)
+        at_ms = now_ms()
+        record = replace(self._record, registered_at_ms=at_ms)
+        alive = HostAlive(self._host_id, self._boot_id, at_ms)
         writes = [Put(host_key(self._host_id), encode(record)), Put(key, encode(alive), lease_id)]
         committed = await self._store.transact([Unmoved(key, found.mod_revision if found else 0)], writes)
         if not committed.is_committed:

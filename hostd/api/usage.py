@@ -1,6 +1,5 @@
 """Serves what this host's sandboxes use now. It is measured when it is asked for, and at no other time."""
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -8,6 +7,7 @@ from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.codec import to_message
 from fleet.model.ids import HostId, SandboxId
 from fleet.model.usage import SandboxUsage
+from hostd.clock import now_ms
 from hostd.drivers.ports import VmUse
 from hostd.orders import Orders
 
@@ -48,15 +48,15 @@ class UsageService(service_pb2_grpc.UsageServiceServicer):
         return response
 
     def _describe(self, sandbox_id: SandboxId, use: VmUse, disk_mib: int) -> SandboxUsage:
-        now_ms = time.time_ns() // 1_000_000
+        at_ms = now_ms()
         is_heard = sandbox_id in self._heard.attached()
         return SandboxUsage(
             sandbox_id=sandbox_id,
             host_id=self._host_id,
-            at_ms=now_ms,
+            at_ms=at_ms,
             cpu_ms=use.cpu_ms,
             vmm_memory_mib=use.memory_mib,
             guest_memory_mib=self._heard.guest_memory_mib(sandbox_id),
             disk_mib=disk_mib,
-            heard_at_ms=now_ms - int(self._heard.silent_s(sandbox_id) * 1000) if is_heard else 0,
+            heard_at_ms=at_ms - int(self._heard.silent_s(sandbox_id) * 1000) if is_heard else 0,
         )

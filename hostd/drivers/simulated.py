@@ -20,8 +20,8 @@ from fleet.model.ids import SandboxId
 from hostd.drivers.ports import LinkMessage, LinkReceiver, VmUse
 from hostd.drivers.simulated_programs import SimulatedPrograms
 from hostd.reconcile.state import DomainState, Machine, ObservedNetwork, Port
+from hostd.reconcile.words import LINK_VERSION
 
-LINK_VERSION = 2
 # docs/guest-link.md: the largest payload, and how far a guest may send ahead of the last ack.
 PAYLOAD_BYTES_MAX = 256 * 1024
 AHEAD_BYTES_MAX = 1024 * 1024

@@ -21,9 +21,9 @@ from fleet.errors import HostFaultError
 from fleet.model.host import HostImage
 from fleet.model.ids import Digest, digest_hex, is_digest
 from hostd.reconcile.state import BootFiles
+from hostd.reconcile.words import LINK_VERSION
 
 MANIFEST_BYTES_MAX = 1024 * 1024
-LINK_VERSION = 2
 # A tag file holds one digest; more tags than this are a mistake in the folder, not a host's stock of images.
 TAGS_MAX = 1000
 TAG_BYTES_MAX = 100
