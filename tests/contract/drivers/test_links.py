@@ -20,15 +20,8 @@ from fleet.model.sandbox import Agent, AgentPhase, Goal, Phase, SandboxSpec, Sou
 from hostd.drivers.guest import Pace, SocketLinks
 from hostd.drivers.guest.frames import MAGIC, MARKER_BYTES, FrameReader, encode_frame
 from hostd.drivers.ports import LinkMessage
-from hostd.drivers.simulated import (
-    AgentScript,
-    Behaviour,
-    PlannedFaults,
-    SimulatedGuest,
-    SimulatedHypervisor,
-    SimulatedLinks,
-    follow_command,
-)
+from hostd.drivers.simulated import PlannedFaults, SimulatedHypervisor, SimulatedLinks
+from hostd.drivers.simulated_guest import AgentScript, Behaviour, SimulatedGuest, follow_command
 from hostd.orders import Orders
 from hostd.reconcile.execs import EXECS_MAX, Exec, ExecEnded, ExecOutput, ExecStarted, Program
 from hostd.reconcile.progress import begin, render_status, stop

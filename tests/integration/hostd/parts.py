@@ -15,15 +15,14 @@ from fleet.model.ids import Digest, HostId, SandboxId, Tenant
 from fleet.model.sandbox import Agent, Goal, Network, NetworkMode, Phase, SandboxSpec, SandboxStatus, Source
 from hostd.drivers.image import ImageStore, SourceStore
 from hostd.drivers.simulated import (
-    Behaviour,
     Faults,
     PlannedFaults,
     SimulatedDisks,
     SimulatedHypervisor,
     SimulatedLinks,
     SimulatedNetwork,
-    follow_command,
 )
+from hostd.drivers.simulated_guest import Behaviour, follow_command
 from hostd.orders import Orders
 from hostd.reconcile.apply import Applier, Drivers, Place
 from hostd.reconcile.loop import Reconciler

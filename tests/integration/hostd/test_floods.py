@@ -18,7 +18,7 @@ from fleet.model.ids import Digest, SandboxId
 from fleet.model.sandbox import Agent, Goal, SandboxSpec
 from hostd.drivers.guest import SocketLinks
 from hostd.drivers.guest.frames import MAGIC, MARKER_BYTES, FrameReader, encode_frame
-from hostd.drivers.simulated import AgentScript, SimulatedGuest
+from hostd.drivers.simulated_guest import AgentScript, SimulatedGuest
 from hostd.orders import Orders
 from hostd.reconcile.progress import begin
 from hostd.reconcile.session import Sessions

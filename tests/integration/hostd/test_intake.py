@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fleet.codec import encode
+from fleet.errors import HostFaultError
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Goal
@@ -161,3 +162,21 @@ async def test_a_store_that_is_away_changes_nothing(place: Place) -> None:
         for _ in range(100):
             await asyncio.sleep(0)
         assert dict(place.hostd.orders.orders) == {A: order}
+
+
+async def test_no_address_is_given_twice_and_all_are_given(tmp_path: Path) -> None:
+    """Never the bridge's own. When none is left the order is not taken, and can be as soon as one is free."""
+    room = Room(tmp_path)
+    hostd = Hostd(room)
+    ids = [SandboxId(letter * 12) for letter in "abcdef"]
+    for sandbox_id in ids[:5]:
+        hostd.accept(room.order(sandbox_id=sandbox_id))
+    addresses = {progress.address for progress in hostd.orders.progress.values()}
+    assert addresses == {f"10.77.0.{number}" for number in (1, 2, 4, 5, 6)}
+    with pytest.raises(HostFaultError) as caught:
+        hostd.accept(room.order(sandbox_id=ids[5]))
+    assert caught.value.code == "addresses_exhausted"
+    assert ids[5] not in hostd.orders.orders
+    hostd.orders.remove_folder(ids[0])
+    hostd.accept(room.order(sandbox_id=ids[5]))
+    assert ids[5] in hostd.orders.orders

@@ -11,7 +11,8 @@ from fleet.errors import HostFaultError
 from fleet.model.ids import Digest, SandboxId
 from fleet.model.sandbox import AgentPhase, Goal, NetworkMode, Phase, Reason, Source
 from hostd.drivers.ports import LinkMessage
-from hostd.drivers.simulated import AgentScript, PlannedFaults, SimulatedLinks
+from hostd.drivers.simulated import PlannedFaults, SimulatedLinks
+from hostd.drivers.simulated_guest import AgentScript
 from hostd.reconcile.diff import VM_DIED, VM_UNSTARTABLE
 from hostd.reconcile.loop import BACKOFF_S, GUEST_SILENT, SILENCE_S_MAX, START_ATTEMPTS_MAX, STOP_EXTRA_S, STOP_FORCED
 from hostd.reconcile.progress import STARTS_MAX
@@ -462,23 +463,6 @@ async def test_a_full_disk_stops_that_sandbox_only(room: Room) -> None:
         assert trouble.code == "disk_failed"
         (room.folder / "state/sandboxes" / A / ".progress.new").rmdir()
         await run_out(hostd, Phase.COMPLETED)
-
-
-async def test_no_address_is_given_twice_and_all_are_given(room: Room) -> None:
-    """Never the bridge's own. When none is left the order is not taken, and can be as soon as one is free."""
-    hostd = Hostd(room)
-    ids = [SandboxId(letter * 12) for letter in "abcdef"]
-    for sandbox_id in ids[:5]:
-        hostd.accept(room.order(sandbox_id=sandbox_id))
-    addresses = {progress.address for progress in hostd.orders.progress.values()}
-    assert addresses == {f"10.77.0.{number}" for number in (1, 2, 4, 5, 6)}
-    with pytest.raises(HostFaultError) as caught:
-        hostd.accept(room.order(sandbox_id=ids[5]))
-    assert caught.value.code == "addresses_exhausted"
-    assert ids[5] not in hostd.orders.orders
-    hostd.orders.remove_folder(ids[0])
-    hostd.accept(room.order(sandbox_id=ids[5]))
-    assert ids[5] in hostd.orders.orders
 
 
 async def test_released_is_said_by_a_fresh_look_only(tmp_path: Path) -> None:

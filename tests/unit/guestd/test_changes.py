@@ -15,7 +15,7 @@ from guestd.artifact import pack_artifact
 from guestd.changes import DEPTH_MAX, find_changes
 from guestd.configuration import Source
 from guestd.fault import GuestFault
-from hostd.drivers.simulated import pack_nothing
+from hostd.drivers.simulated_guest import pack_nothing
 from mb.artifact import read_artifact
 
 
