@@ -17,8 +17,9 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from fleet.certificates import UNREADABLE, certificate_end, is_issued_by
 from fleet.errors import BedplateError, HostFaultError
-from fleet.identity import UNREADABLE, KeyPair, TlsFiles, certificate_end, is_issued_by
+from fleet.identity import KeyPair, TlsFiles
 
 # Files are looked at no more often: three calls of stat, so that a server under load does not make thousands.
 LOOK_S = 1.0
@@ -50,10 +51,10 @@ class LiveCredentials:
                 self._look()
             return self.generation
 
-    def for_channel(self) -> grpc.ChannelCredentials:
-        """Credentials of a client: trusts the authority only, shows the certificate."""
-        ca, pair = self._loaded
-        return grpc.ssl_channel_credentials(ca, pair.key, pair.certificate)
+    def load(self) -> tuple[bytes, KeyPair]:
+        """The authority's certificate and the program's own pair, after a look at the files."""
+        self.refresh()
+        return self._loaded
 
     def for_server(self) -> grpc.ServerCredentials:
         """Credentials of a server that asks each client for a certificate of the authority."""

@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from fleet.certificates import UNREADABLE, certify, key_to_pem
 from fleet.errors import InvalidSpecError, NotPermittedError
-from fleet.identity import UNREADABLE, Identity, KeyPair, certify, identity_uri, key_to_pem
+from fleet.identity import Identity, KeyPair, identity_uri
 from fleet.model.ids import HostId
 
 # 256 random bits: nobody guesses them, however often they are asked.

@@ -20,18 +20,12 @@ import structlog
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from fleet.errors import (
-    BedplateError,
-    ConflictError,
-    HostFaultError,
-    InvalidSpecError,
-    NotFoundError,
-    NotPermittedError,
-    UnavailableError,
-)
-from fleet.identity import Identity, Role, parse_identity
+from fleet.certificates import parse_identity
+from fleet.errors import BedplateError, NotPermittedError, UnavailableError
+from fleet.identity import Identity, Role
 from fleet.model.ids import is_dns_label
 from fleet.revocation import Revocations, revoked
+from fleet.rpc import ERROR_KEY, STATUS
 
 # The roles that may call each method, by its full name "package.Service/Method".
 Permissions = Mapping[str, frozenset[Role]]
@@ -45,21 +39,11 @@ OPEN_PERMISSIONS: Permissions = {
     f"{reflection.SERVICE_NAME}/ServerReflectionInfo": EVERYONE,
 }
 
-ERROR_KEY = "bedplate-error-bin"
 # For whom the scheduler calls a host, "tenant/lab": for the host's events, never for a decision.
 ACTOR_KEY = "bedplate-actor"
 # An error travels in HTTP/2 headers, of which a peer takes 8 KiB in all; percent-encoding makes up to 12 bytes of a character.
 ERROR_MESSAGE_CHARS_MAX = 400
 ERROR_FIELD_CHARS_MAX = 160
-
-STATUS = (
-    (InvalidSpecError, grpc.StatusCode.INVALID_ARGUMENT),
-    (NotPermittedError, grpc.StatusCode.PERMISSION_DENIED),
-    (NotFoundError, grpc.StatusCode.NOT_FOUND),
-    (ConflictError, grpc.StatusCode.ALREADY_EXISTS),
-    (UnavailableError, grpc.StatusCode.UNAVAILABLE),
-    (HostFaultError, grpc.StatusCode.FAILED_PRECONDITION),
-)
 
 log = structlog.get_logger()
 

@@ -13,8 +13,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fleet.certificates import BACKDATE, CA_DAYS, UNREADABLE, parse_identity
 from fleet.errors import InvalidSpecError, NotPermittedError
-from fleet.identity import BACKDATE, CA_DAYS, UNREADABLE, Identity, KeyPair, Role, parse_identity
+from fleet.identity import Identity, KeyPair, Role
 from fleet.model.ids import HostId
 
 # Ten thousand lost certificates are far past any fleet; a list of so many entries is 400 KB.

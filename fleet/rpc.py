@@ -1,4 +1,4 @@
-"""How programs call each other: gRPC over mutual TLS, one error mapping, one gatekeeper (fleet.gatekeeper) in every server.
+"""How programs call each other: gRPC over mutual TLS, and one mapping of errors to statuses and back. Servers are fleet.server's.
 
 An error travels as a gRPC status plus one trailing metadata entry, ERROR_KEY, that holds JSON: `code`, `field`, `next_step`.
 """
@@ -7,40 +7,34 @@ from __future__ import annotations  # grpc.aio classes are generic in their stub
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from fleet.credentials import LiveCredentials
-from fleet.errors import BedplateError, InvalidSpecError, UnavailableError
-from fleet.gatekeeper import ERROR_KEY, STATUS, Gatekeeper, Permissions
-from fleet.gatekeeper import caller_of as caller_of  # noqa: PLC0414 (services find it beside the channels they call)
-from fleet.identity import TlsFiles
-from fleet.revocation import Revocations
+from fleet.errors import (
+    BedplateError,
+    ConflictError,
+    HostFaultError,
+    InvalidSpecError,
+    NotFoundError,
+    NotPermittedError,
+    UnavailableError,
+)
+from fleet.identity import KeyPair
 
 # The largest message of the API: a chunk of 256 KiB, or a listing of some thousand sandboxes.
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
-# What a server takes in one message: a chunk, or a spec far past what admission lets through. Decoding holds the event loop.
-REQUEST_BYTES_MAX = 1024 * 1024
-# What strangers may send, and how much of it at once: a request for a certificate, from a rack that is set up together.
-OPEN_REQUEST_BYTES_MAX = 16 * 1024
-OPEN_STREAMS_MAX, OPEN_CALLS_MAX = 4, 64
-# An enrolment takes a second; who holds a connection longer, or does not get through the handshake, is let go.
-OPEN_CONNECTION_MS_MAX, OPEN_HANDSHAKE_MS_MAX = 60_000, 10_000
 KEEPALIVE_MS = 20_000
 # A peer that is back is found within this time; left alone, gRPC waits up to two minutes after a long absence (measured: 25 s
 # after 90 s).
 RECONNECT_MS_MAX = 2_000
-STOP_GRACE_S = 5.0
 # A status that gRPC has received is handed out within one round of the event loop.
 STATUS_WAIT_S = 1.0
 
-_OPTIONS = (
+OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
@@ -53,14 +47,25 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 
-_OPEN_OPTIONS = (
-    ("grpc.max_concurrent_streams", OPEN_STREAMS_MAX),
-    ("grpc.max_connection_age_ms", OPEN_CONNECTION_MS_MAX),
-    ("grpc.max_connection_age_grace_ms", OPEN_HANDSHAKE_MS_MAX),
-    ("grpc.server_handshake_timeout_ms", OPEN_HANDSHAKE_MS_MAX),
+ERROR_KEY = "bedplate-error-bin"
+
+STATUS = (
+    (InvalidSpecError, grpc.StatusCode.INVALID_ARGUMENT),
+    (NotPermittedError, grpc.StatusCode.PERMISSION_DENIED),
+    (NotFoundError, grpc.StatusCode.NOT_FOUND),
+    (ConflictError, grpc.StatusCode.ALREADY_EXISTS),
+    (UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    (HostFaultError, grpc.StatusCode.FAILED_PRECONDITION),
 )
 
 _FAMILIES: dict[grpc.StatusCode, type[BedplateError]] = {status: family for family, status in STATUS}
+
+
+class TlsPair(Protocol):
+    """Where a program's certificate comes from: its files, or what keeps up with them."""
+
+    def load(self) -> tuple[bytes, KeyPair]:
+        """The authority's certificate and the program's own pair, as they are now."""
 
 
 class CallFailed(Protocol):
@@ -71,123 +76,20 @@ class CallFailed(Protocol):
     def trailing_metadata(self) -> Any: ...
 
 
-def channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
+def channel_credentials(tls: TlsPair) -> grpc.ChannelCredentials:
     """Client credentials: trusts the authority only, shows the program's certificate."""
-    return LiveCredentials(tls).for_channel()
+    ca, pair = tls.load()
+    return grpc.ssl_channel_credentials(ca, pair.key, pair.certificate)
 
 
 def channel_options(server_name: str) -> list[tuple[str, Any]]:
     """Options of every channel; the server must prove `server_name`, whatever its address is."""
-    return [*_OPTIONS, ("grpc.ssl_target_name_override", server_name)]
+    return [*OPTIONS, ("grpc.ssl_target_name_override", server_name)]
 
 
-def open_channel(address: str, tls: TlsFiles | LiveCredentials, server_name: str) -> grpc.aio.Channel:
+def open_channel(address: str, tls: TlsPair, server_name: str) -> grpc.aio.Channel:
     """A channel to the peer at `address` ("ip:port"), under the certificate as it is now."""
-    credentials = tls if isinstance(tls, LiveCredentials) else LiveCredentials(tls)
-    credentials.refresh()
-    return grpc.aio.secure_channel(address, credentials.for_channel(), options=channel_options(server_name))
-
-
-class LiveChannel:
-    """A channel to one peer, opened anew when the certificate's files have changed; calls on the old one go on to their end."""
-
-    def __init__(
-        self,
-        credentials: LiveCredentials,
-        opened: Callable[[grpc.ChannelCredentials], grpc.aio.Channel],
-        linger_s: float,
-    ) -> None:
-        """`opened` makes a channel; calls of an old one that last longer than `linger_s` are cancelled."""
-        self._credentials = credentials
-        self._opened = opened
-        self._linger_s = linger_s
-        self._generation = credentials.refresh()
-        self._channel = opened(credentials.for_channel())
-        self._lingering: dict[grpc.aio.Channel, asyncio.Task[None]] = {}
-
-    def get(self) -> grpc.aio.Channel:
-        """The channel for the next call; it may be another one for the call after that."""
-        generation = self._credentials.refresh()
-        if generation != self._generation:
-            old, self._channel = self._channel, self._opened(self._credentials.for_channel())
-            self._generation = generation
-            self._lingering[old] = asyncio.create_task(old.close(self._linger_s))
-            self._lingering[old].add_done_callback(lambda _task: self._lingering.pop(old, None))
-        return self._channel
-
-    async def close(self) -> None:
-        """Closes it; calls on it end."""
-        lingering = dict(self._lingering)
-        for channel, task in lingering.items():
-            task.cancel()
-            await asyncio.wait({task})
-            await channel.close()
-        await self._channel.close()
-
-
-def live_channel(address: str, credentials: LiveCredentials, server_name: str, linger_s: float) -> LiveChannel:
-    """A channel to the peer at `address` that follows `credentials`."""
-    options = channel_options(server_name)
-    return LiveChannel(credentials, lambda now: grpc.aio.secure_channel(address, now, options=options), linger_s)
-
-
-async def start_server(
-    address: str,
-    tls: TlsFiles,
-    permissions: Permissions,
-    register: Callable[[grpc.aio.Server], None],
-    revocations: Revocations | None = None,
-    *,
-    servicer: health.aio.HealthServicer | None = None,
-) -> tuple[grpc.aio.Server, int]:
-    """Serves what `register` adds, to the roles that `permissions` lists for each method; what is not listed, to nobody.
-
-    Calls under a certificate in `revocations` are refused, and those under way are ended when it comes in. Health and reflection
-    come with it, for every role; who gives a `servicer` says when what it serves is well.
-
-    Returns the server and its port. Raises UnavailableError `address_in_use` when it cannot listen on `address`.
-    """
-    server = grpc.aio.server(
-        interceptors=[Gatekeeper(permissions, revocations=revocations)], options=_server_options(REQUEST_BYTES_MAX)
-    )
-    register(server)
-    servicer = servicer or health.aio.HealthServicer()
-    services = sorted({method.split("/")[0] for method in permissions})
-    for name in (*services, health.OVERALL_HEALTH):
-        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    return server, await _listen(server, address, LiveCredentials(tls).for_server())
-
-
-async def start_open_server(
-    address: str, tls: TlsFiles, methods: frozenset[str], register: Callable[[grpc.aio.Server], None]
-) -> tuple[grpc.aio.Server, int]:
-    """Serves `methods` of what `register` adds to whoever connects, over TLS without a client's certificate.
-
-    Each of them checks another proof itself. Requests are small and few at a time; there is neither health nor reflection.
-    Returns and raises what `start_server` does.
-    """
-    options = [*_server_options(OPEN_REQUEST_BYTES_MAX), *_OPEN_OPTIONS]
-    gatekeeper = Gatekeeper({}, anonymous=methods)
-    server = grpc.aio.server(interceptors=[gatekeeper], options=options, maximum_concurrent_rpcs=OPEN_CALLS_MAX)
-    register(server)
-    return server, await _listen(server, address, LiveCredentials(tls).for_open_server())
-
-
-def _server_options(request_bytes_max: int) -> list[tuple[str, Any]]:
-    receive = ("grpc.max_receive_message_length", request_bytes_max)
-    return [receive, *(option for option in _OPTIONS if option[0] != receive[0]), ("grpc.so_reuseport", 0)]
-
-
-async def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> int:
-    try:
-        port = server.add_secure_port(address, credentials)
-        await server.start()
-    except RuntimeError as error:
-        message = f"cannot listen on {address}"
-        raise UnavailableError("address_in_use", message, "choose a free address in the configuration") from error
-    return int(port)
+    return grpc.aio.secure_channel(address, channel_credentials(tls), options=channel_options(server_name))
 
 
 def error_from_call(error: CallFailed, peer: str) -> BedplateError:

@@ -15,6 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
+from fleet.certificates import check_files
 from fleet.config import load_config
 from fleet.credentials import finish_install
 from fleet.errors import BedplateError, ConflictError, UnavailableError
@@ -70,7 +71,7 @@ async def _serve(config: HostdConfig) -> None:
     # Values of secrets pass through this memory: no crash may write it to a disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     finish_install(config.tls)
-    config.tls.check(Identity(Role.HOST, config.host_id), datetime.datetime.now(datetime.UTC))
+    check_files(config.tls, Identity(Role.HOST, config.host_id), datetime.datetime.now(datetime.UTC))
     lock = _hold_state(config.state_dir)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

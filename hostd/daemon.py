@@ -16,7 +16,7 @@ from fleet.model.host import Accelerator, HostImage, HostRecord
 from fleet.model.ids import HostId
 from fleet.model.sandbox import NetworkMode
 from fleet.revocation import Revocations
-from fleet.rpc import STOP_GRACE_S, start_server
+from fleet.server import STOP_GRACE_S, start_server
 from fleet.store.keyspace import host_assignments
 from fleet.store.mirror import Mirror
 from fleet.store.port import Store

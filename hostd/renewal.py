@@ -14,10 +14,11 @@ from typing import Any
 import structlog
 
 from bedplate.host.v1 import enrolment_pb2, enrolment_pb2_grpc
+from fleet.certificates import certificate_span, parse_identity
 from fleet.credentials import install
 from fleet.enrolment import make_request
 from fleet.errors import BedplateError, UnavailableError
-from fleet.identity import SCHEDULER_SERVER_NAME, Identity, KeyPair, Role, TlsFiles, certificate_span, parse_identity
+from fleet.identity import SCHEDULER_SERVER_NAME, Identity, KeyPair, Role, TlsFiles
 from fleet.model.ids import HostId
 from fleet.rpc import open_channel, translated
 

@@ -7,7 +7,7 @@ from __future__ import annotations  # grpc.aio classes are generic in their stub
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import grpc
 
@@ -25,7 +25,9 @@ from fleet.model.units import MIB
 from fleet.rpc import CHUNK_BYTES, open_channel, translated
 from mb.config import ClientConfig
 from mb.live import CALL_TIMEOUT_S, STREAM_TIMEOUT_S, Chunk, LiveCalls
-from mb.pack import Packed
+
+if TYPE_CHECKING:
+    from mb.pack import Packed
 
 # The slowest link that content is still sent over, and the least a transfer is given.
 BYTES_PER_S_MIN = MIB // 4

@@ -32,8 +32,10 @@ def explained(config: ClientConfig) -> Iterator[None]:
 
 def explain(config: ClientConfig) -> BedplateError | None:
     """The error behind `unreachable`, None when there is no more to say."""
+    from fleet.certificates import inspect_files  # noqa: PLC0415 (imports cryptography, and only when a call has failed)
+
     try:
-        config.tls.inspect(datetime.datetime.now(datetime.UTC))
+        inspect_files(config.tls, datetime.datetime.now(datetime.UTC))
     except BedplateError as error:
         return error
     return _try_connection(config)

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 
 from bedplate.host.v1 import enrolment_pb2, enrolment_pb2_grpc
+from fleet.certificates import check_files
 from fleet.credentials import CERTIFICATE_MODE, install, write_file
 from fleet.enrolment import JoinToken, fingerprint, make_request, parse_token
 from fleet.errors import (
@@ -76,7 +77,7 @@ def enrol(token: JoinToken, address: str, out: Path, *, force: bool) -> TlsFiles
         message = f"{error.filename}: {error.strerror}"
         raise HostFaultError("files_unwritable", message, "name another folder with --out") from error
     install(files, KeyPair(chain.certificate, key))
-    files.check(identity, datetime.datetime.now(datetime.UTC))
+    check_files(files, identity, datetime.datetime.now(datetime.UTC))
     return files
 
 

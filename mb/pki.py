@@ -9,9 +9,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from fleet.certificates import UNREADABLE, parse_identity
 from fleet.credentials import CERTIFICATE_MODE, KEY_MODE, write_file
 from fleet.errors import ConflictError, HostFaultError, InvalidSpecError, NotFoundError, NotPermittedError
-from fleet.identity import UNREADABLE, KeyPair, parse_identity
+from fleet.identity import KeyPair
 from fleet.revocation import make_list, read_list
 
 AUTHORITY = "ca"

@@ -20,11 +20,12 @@ from bedplate.host.v1 import enrolment_pb2_grpc as enrolment_grpc
 from bedplate.host.v1 import service_pb2_grpc as host_grpc
 from bedplate.sandbox.v1 import event_pb2_grpc
 from bedplate.sandbox.v1 import service_pb2_grpc as sandbox_grpc
+from fleet.certificates import inspect_files
 from fleet.config import load_config
 from fleet.errors import BedplateError, InvalidSpecError
 from fleet.identity import Role, TlsFiles
 from fleet.revocation import Revocations
-from fleet.rpc import STOP_GRACE_S, start_open_server, start_server
+from fleet.server import STOP_GRACE_S, start_open_server, start_server
 from fleet.store.election import Election
 from fleet.store.etcd import open_etcd
 from fleet.store.keyspace import LEADER, ROOT
@@ -186,7 +187,7 @@ def _load(path: Path) -> Config:
     if config.log_level.upper() not in logging.getLevelNamesMapping():
         message = f"{config.log_level!r} is no level ({path})"
         raise InvalidSpecError("config_invalid", message, "use debug, info, warning or error", field="log_level")
-    role = config.tls.inspect(_now()).role
+    role = inspect_files(config.tls, _now()).role
     if role is not Role.SCHEDULER:
         message = f"{config.tls.certificate} is for a {role}, not for a scheduler"
         next_step = "have one issued: mb pki issue FOLDER --role scheduler NAME"

@@ -9,9 +9,10 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from fleet.certificates import LEAF_DAYS
 from fleet.enrolment import sign_request
 from fleet.errors import InvalidSpecError, NotFoundError
-from fleet.identity import LEAF_DAYS, Identity, KeyPair, Role, TlsFiles
+from fleet.identity import Identity, KeyPair, Role, TlsFiles
 from fleet.model.enrolment import IssuedCertificate
 from fleet.model.ids import HostId
 

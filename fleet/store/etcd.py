@@ -13,10 +13,11 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
+from fleet.channels import LiveChannel
 from fleet.credentials import LiveCredentials
 from fleet.errors import ConflictError
 from fleet.identity import ETCD_SERVER_NAME, TlsFiles
-from fleet.rpc import LiveChannel, channel_options
+from fleet.rpc import channel_options
 from fleet.store.port import (
     Committed,
     CompactedError,

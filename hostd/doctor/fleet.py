@@ -13,8 +13,9 @@ from pathlib import Path
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fleet.certificates import certificate_span, check_files
 from fleet.errors import BedplateError, UnavailableError
-from fleet.identity import ETCD_SERVER_NAME, SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles, certificate_span
+from fleet.identity import ETCD_SERVER_NAME, SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles
 from fleet.rpc import open_channel, translated
 from fleet.store.etcd import open_etcd
 from fleet.store.keyspace import LEADER
@@ -49,7 +50,7 @@ def check_fleet(config: HostdConfig, now: datetime.datetime) -> Iterator[Finding
 
 def _check_certificate(config: HostdConfig, now: datetime.datetime) -> list[Finding]:
     try:
-        config.tls.check(Identity(Role.HOST, config.host_id), now)
+        check_files(config.tls, Identity(Role.HOST, config.host_id), now)
     except BedplateError as error:
         return [fail("certificate", error.message, error.next_step)]
     begins, ends = certificate_span(config.tls.certificate.read_bytes())

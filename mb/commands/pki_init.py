@@ -14,7 +14,7 @@ from mb.commands.options import examples, json_option, print_json
 @json_option
 def command(folder: Path, *, force: bool, as_json: bool) -> None:
     """Make the authority of a new fleet in FOLDER: ca.crt, and ca.key, which only operators may ever see."""
-    from fleet.identity import create_authority  # noqa: PLC0415 (imports cryptography)
+    from fleet.certificates import create_authority  # noqa: PLC0415 (imports cryptography)
     from mb.pki import AUTHORITY, write_pair  # noqa: PLC0415
 
     files = write_pair(folder, AUTHORITY, create_authority(datetime.datetime.now(datetime.UTC)), force=force)

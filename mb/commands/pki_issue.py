@@ -29,7 +29,8 @@ def command(
     folder: Path, name: str, role: str, *, addresses: tuple[str, ...], days: int, force: bool, as_json: bool
 ) -> None:
     """Issue a certificate for NAME, signed by the authority in FOLDER, as NAME.crt and NAME.key there."""
-    from fleet.identity import Identity, Role, issue_certificate  # noqa: PLC0415 (imports cryptography)
+    from fleet.certificates import issue_certificate  # noqa: PLC0415 (imports cryptography)
+    from fleet.identity import Identity, Role  # noqa: PLC0415 (imports cryptography)
     from mb.pki import check_addresses, check_name, load_authority, write_pair  # noqa: PLC0415
 
     check_addresses(addresses)

@@ -3,7 +3,8 @@
 import datetime
 from pathlib import Path
 
-from fleet.identity import Identity, KeyPair, Role, TlsFiles, create_authority, issue_certificate
+from fleet.certificates import create_authority, issue_certificate
+from fleet.identity import Identity, KeyPair, Role, TlsFiles
 from fleet.revocation import make_list
 
 EMBEDDED_TENANT = "demo"

@@ -6,11 +6,11 @@ import asyncio
 
 import grpc
 
+from fleet.channels import LiveChannel, live_channel
 from fleet.credentials import LiveCredentials
 from fleet.errors import UnavailableError
 from fleet.identity import TlsFiles, host_server_name
 from fleet.model.ids import HostId
-from fleet.rpc import LiveChannel, live_channel
 from scheduler.placement.snapshot import Snapshot
 
 # When this scheduler's certificate is replaced, calls that are under way end on the old one: the longest is a transfer.

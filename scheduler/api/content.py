@@ -8,11 +8,12 @@ import grpc
 
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
 from fleet.errors import InvalidSpecError, NotFoundError, UnavailableError
+from fleet.gatekeeper import caller_of
 from fleet.identity import Identity
 from fleet.model.admission import SOURCE_BYTES_MAX
 from fleet.model.host import Reservation
 from fleet.model.ids import Digest, HostId, Tenant, is_digest
-from fleet.rpc import CHUNK_BYTES, caller_of
+from fleet.rpc import CHUNK_BYTES
 from scheduler.api.access import find_sandbox, tenant_of
 from scheduler.api.channels import HostChannels
 from scheduler.api.relay import IDLE_S, TRANSFER_S, Slots, calling, relay

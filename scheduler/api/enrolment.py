@@ -16,11 +16,10 @@ from bedplate.host.v1 import enrolment_pb2, enrolment_pb2_grpc
 from fleet.codec import decode, encode
 from fleet.enrolment import hash_secret, is_secret, is_token_id, make_token, read_request
 from fleet.errors import BedplateError, ConflictError, InvalidSpecError, NotFoundError, NotPermittedError
-from fleet.gatekeeper import certificate_of
+from fleet.gatekeeper import caller_of, certificate_of
 from fleet.identity import Identity, Role, TlsFiles
 from fleet.model.enrolment import EnrolmentToken
 from fleet.model.ids import HostId, is_dns_label
-from fleet.rpc import caller_of
 from fleet.store.keyspace import issued_key, token_key
 from fleet.store.port import KeyValue, Put, Store, Unmoved
 from scheduler.api.failures import FailureLimit, address_of

@@ -6,9 +6,9 @@ from typing import Any
 from bedplate.host.v1 import service_pb2, service_pb2_grpc
 from fleet.codec import encode, to_message
 from fleet.errors import InvalidSpecError, NotFoundError
+from fleet.gatekeeper import caller_of
 from fleet.model.host import Host, HostCordon, Reservation
 from fleet.model.ids import HostId
-from fleet.rpc import caller_of
 from fleet.store.keyspace import cordon_key
 from fleet.store.port import Delete, Put, Store, Write
 from scheduler.placement.snapshot import Snapshot

@@ -10,9 +10,9 @@ from typing import Any
 
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.errors import InvalidSpecError, UnavailableError
+from fleet.gatekeeper import caller_of
 from fleet.model.ids import HostId
 from fleet.model.sandbox import Goal, SandboxRecord
-from fleet.rpc import caller_of
 from scheduler.api.access import find_sandbox
 from scheduler.api.channels import HostChannels
 from scheduler.api.relay import IDLE_S, Slots, relay

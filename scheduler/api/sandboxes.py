@@ -6,12 +6,12 @@ from typing import Any
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.codec import decode, encode, from_message, to_message
 from fleet.errors import ConflictError, InvalidSpecError, NotFoundError
-from fleet.gatekeeper import actor_of
+from fleet.gatekeeper import actor_of, caller_of
 from fleet.identity import Role
 from fleet.model.assignment import Sandbox
 from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Goal, SandboxRecord, SandboxSpec
-from fleet.rpc import MESSAGE_BYTES_MAX, caller_of
+from fleet.rpc import MESSAGE_BYTES_MAX
 from fleet.store.keyspace import id_key, name_key, record_key, status_key, tombstone_key
 from fleet.store.port import Put, Store, Unmoved
 from scheduler import events

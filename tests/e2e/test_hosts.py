@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fleet.certificates import certificate_span, issue_certificate
 from fleet.credentials import install
-from fleet.identity import Identity, KeyPair, Role, TlsFiles, certificate_span, issue_certificate
+from fleet.identity import Identity, KeyPair, Role, TlsFiles
 from provisioning.embedded.fleet import EmbeddedFleet
 from provisioning.embedded.pki import EMBEDDED_HOST, tls_files
 from tests.e2e.operate import Done, Tenant, wait_until

@@ -15,8 +15,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 
 import bedplate
+from fleet.certificates import create_authority, issue_certificate
 from fleet.errors import BedplateError
-from fleet.identity import Identity, KeyPair, Role, TlsFiles, create_authority, issue_certificate
+from fleet.identity import Identity, KeyPair, Role, TlsFiles
 from fleet.rpc import open_channel, translated
 
 # A stream that is admitted and has nothing to say is waited for no longer; a refusal is always said at once.

@@ -13,9 +13,11 @@ import pytest
 from cryptography import x509
 
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
+from fleet.certificates import create_authority, issue_certificate
+from fleet.channels import live_channel
 from fleet.credentials import LiveCredentials, install
-from fleet.identity import SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles, create_authority, issue_certificate
-from fleet.rpc import live_channel, start_server
+from fleet.identity import SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles
+from fleet.server import start_server
 from fleet.store.etcd import open_etcd
 from fleet.store.keyspace import ROOT
 from fleet.store.port import Put, StoreUnavailableError

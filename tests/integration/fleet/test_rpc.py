@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
+from fleet.certificates import create_authority, issue_certificate
 from fleet.errors import (
     BedplateError,
     ConflictError,
@@ -23,17 +24,11 @@ from fleet.errors import (
     NotPermittedError,
     UnavailableError,
 )
-from fleet.gatekeeper import ERROR_FIELD_CHARS_MAX, ERROR_KEY, ERROR_MESSAGE_CHARS_MAX, caller_of
-from fleet.identity import SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles, create_authority, issue_certificate
+from fleet.gatekeeper import ERROR_FIELD_CHARS_MAX, ERROR_MESSAGE_CHARS_MAX, caller_of
+from fleet.identity import SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles
 from fleet.revocation import Revocations, serial_of
-from fleet.rpc import (
-    CHUNK_BYTES,
-    MESSAGE_BYTES_MAX,
-    error_from_call,
-    open_channel,
-    start_server,
-    translated,
-)
+from fleet.rpc import CHUNK_BYTES, ERROR_KEY, MESSAGE_BYTES_MAX, error_from_call, open_channel, translated
+from fleet.server import start_server
 
 pytestmark = pytest.mark.timeout(60)
 SERVICE = "bedplate.content.v1.ContentService"

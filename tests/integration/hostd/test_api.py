@@ -15,12 +15,14 @@ import pytest
 
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
+from fleet.certificates import create_authority
 from fleet.errors import BedplateError, InvalidSpecError, NotFoundError
-from fleet.identity import Identity, Role, create_authority, host_server_name
+from fleet.identity import Identity, Role, host_server_name
 from fleet.model.assignment import Assignment
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant
 from fleet.model.sandbox import Agent, Artifact, Goal, Reason, SandboxSpec
-from fleet.rpc import CHUNK_BYTES, open_channel, start_server, translated
+from fleet.rpc import CHUNK_BYTES, open_channel, translated
+from fleet.server import start_server
 from fleet.store.memory import MemoryStore
 from hostd.api.changes import Changes
 from hostd.api.content import ContentService

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from fleet.certificates import create_authority, issue_certificate
 from fleet.credentials import install
-from fleet.identity import Identity, KeyPair, Role, create_authority, issue_certificate
+from fleet.identity import Identity, KeyPair, Role
 from fleet.revocation import make_list
 from hostd.config import HostdConfig
 from hostd.doctor.finding import Finding, Level, fail, ok, render, warn

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
+from fleet.certificates import create_authority
 from fleet.errors import (
     BedplateError,
     ConflictError,
@@ -19,12 +20,13 @@ from fleet.errors import (
     UnavailableError,
 )
 from fleet.gatekeeper import ACTOR_KEY
-from fleet.identity import Identity, Role, create_authority, host_server_name
+from fleet.identity import Identity, Role, host_server_name
 from fleet.model.assignment import Assignment
 from fleet.model.host import Accelerator
 from fleet.model.ids import Digest
 from fleet.model.sandbox import Agent, Goal, SandboxSpec
-from fleet.rpc import open_channel, start_server, translated
+from fleet.rpc import open_channel, translated
+from fleet.server import start_server
 from hostd.api.exec import PROGRAM_BYTES_MAX, ExecService
 from hostd.api.permissions import PERMISSIONS
 from hostd.api.secrets import SecretService

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
+from fleet.certificates import create_authority
 from fleet.codec import encode
 from fleet.errors import NotFoundError, NotPermittedError, UnavailableError
-from fleet.identity import Identity, Role, create_authority, host_server_name
+from fleet.identity import Identity, Role, host_server_name
 from fleet.model.host import Accelerator, Capacity, HostAlive, HostRecord
 from fleet.model.ids import Digest, HostId, Tenant, digest_hex
 from fleet.model.units import MIB
-from fleet.rpc import open_channel, start_server, translated
+from fleet.rpc import open_channel, translated
+from fleet.server import start_server
 from fleet.store.keyspace import alive_key, host_key, source_key
 from fleet.store.memory import MemoryStore
 from fleet.store.port import Put

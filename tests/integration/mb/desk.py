@@ -22,7 +22,7 @@ from fleet.identity import Role
 from fleet.model.assignment import Sandbox
 from fleet.model.event import Event
 from fleet.model.usage import SandboxUsage
-from fleet.rpc import start_server
+from fleet.server import start_server
 from hostd.api.changes import Changes
 from provisioning.embedded.etcd import LOOPBACK
 from provisioning.embedded.pki import tls_files

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from fleet.certificates import check_files, create_authority, issue_certificate
 from fleet.credentials import install
 from fleet.enrolment import parse_token
-from fleet.identity import Identity, KeyPair, Role, TlsFiles, create_authority, issue_certificate
+from fleet.identity import Identity, KeyPair, Role, TlsFiles
 from fleet.store.keyspace import cordon_key
 from fleet.store.memory import MemoryStore
 from mb.exits import Exit
@@ -66,7 +67,7 @@ async def test_a_host_is_enrolled(operator: Mb, mb: Mb, fleet: Fleet, tmp_path: 
         True,
     )
     files = TlsFiles(out / "ca.crt", out / "host.crt", out / "host.key")
-    files.check(Identity(Role.HOST, "rack1-07"), datetime.datetime.now(datetime.UTC))
+    check_files(files, Identity(Role.HOST, "rack1-07"), datetime.datetime.now(datetime.UTC))
     assert files.key.stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in out.iterdir()) == ["ca.crt", "host.crt", "host.key"]
     assert (await mb.run(*arguments, "--json")).error()["code"] == "files_exist"

@@ -11,13 +11,14 @@ from typing import Any
 import grpc
 
 from bedplate.sandbox.v1 import event_pb2_grpc, service_pb2, service_pb2_grpc
+from fleet.certificates import issue_certificate
 from fleet.codec import encode, to_message
 from fleet.gatekeeper import actor_of
-from fleet.identity import Identity, KeyPair, Role, TlsFiles, issue_certificate
+from fleet.identity import Identity, KeyPair, Role, TlsFiles
 from fleet.model.event import Event
 from fleet.model.ids import HostId
 from fleet.model.sandbox import Phase, SandboxRecord
-from fleet.rpc import start_server
+from fleet.server import start_server
 from fleet.store.keyspace import alive_key, assignment_key
 from fleet.store.port import Delete, Put, Store
 from provisioning.embedded.etcd import LOOPBACK

@@ -20,7 +20,8 @@ from fleet.model.assignment import Assignment
 from fleet.model.host import Accelerator
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant, digest_hex
 from fleet.model.sandbox import AgentPhase, Artifact, Goal, Phase, SandboxStatus
-from fleet.rpc import open_channel, start_server
+from fleet.rpc import open_channel
+from fleet.server import start_server
 from fleet.store.keyspace import ROOT, alive_key, host_assignments, source_key, status_key
 from fleet.store.mirror import Mirror
 from fleet.store.port import Delete, Put, Store, Unmoved

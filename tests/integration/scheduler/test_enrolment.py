@@ -11,10 +11,11 @@ import pytest
 from cryptography import x509
 
 from bedplate.host.v1 import enrolment_pb2, enrolment_pb2_grpc
+from fleet.certificates import check_files, parse_identity
 from fleet.codec import decode, encode
 from fleet.enrolment import JoinToken, make_request, parse_token
 from fleet.errors import BedplateError
-from fleet.identity import SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles, parse_identity
+from fleet.identity import SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles
 from fleet.model.enrolment import EnrolmentToken, IssuedCertificate
 from fleet.model.ids import HostId
 from fleet.rpc import channel_options, open_channel, translated
@@ -72,7 +73,7 @@ async def test_a_machine_joins(operator: Client, join: Any, fleet: Fleet, store:
     files = TlsFiles(tmp_path / "ca.crt", tmp_path / "host.crt", tmp_path / "host.key")
     for path, content in ((files.ca, chain.ca), (files.certificate, chain.certificate), (files.key, key)):
         path.write_bytes(content)
-    files.check(Identity(Role.HOST, NEW), datetime.datetime.now(datetime.UTC))
+    check_files(files, Identity(Role.HOST, NEW), datetime.datetime.now(datetime.UTC))
     (note,) = (await store.list_prefix(host_issued(NEW))).entries
     serial = f"{x509.load_pem_x509_certificate(chain.certificate).serial_number:x}"
     assert decode(IssuedCertificate, note.value).serial == serial

@@ -15,7 +15,8 @@ from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.errors import BedplateError, ConflictError, InvalidSpecError, NotFoundError, UnavailableError
 from fleet.identity import SCHEDULER_SERVER_NAME, Role
 from fleet.model.ids import HostId
-from fleet.rpc import error_from_call, open_channel, responses, start_server
+from fleet.rpc import error_from_call, open_channel, responses
+from fleet.server import start_server
 from fleet.store.keyspace import ROOT
 from fleet.store.memory import MemoryStore
 from fleet.store.mirror import Mirror

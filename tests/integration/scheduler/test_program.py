@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bedplate.sandbox.v1 import service_pb2
+from fleet.certificates import create_authority
 from fleet.codec import to_message
-from fleet.identity import Identity, KeyPair, Role, create_authority
+from fleet.identity import Identity, KeyPair, Role
 from fleet.store.memory import MemoryStore
 from provisioning.embedded.etcd import LOOPBACK, free_ports
 from provisioning.embedded.pki import add_certificate, create_pki, tls_files

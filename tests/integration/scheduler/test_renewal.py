@@ -9,18 +9,11 @@ from time import monotonic
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fleet.certificates import certificate_span, check_files, issue_certificate
 from fleet.codec import encode
 from fleet.credentials import install
 from fleet.errors import BedplateError, NotPermittedError, UnavailableError
-from fleet.identity import (
-    Identity,
-    KeyPair,
-    Role,
-    TlsFiles,
-    certificate_span,
-    host_server_name,
-    issue_certificate,
-)
+from fleet.identity import Identity, KeyPair, Role, TlsFiles, host_server_name
 from fleet.model.enrolment import HostBar, Revocation
 from fleet.model.ids import HostId
 from fleet.revocation import serial_of
@@ -77,7 +70,7 @@ async def test_it_is_renewed_when_a_third_is_left(fleet: Fleet, own: Path) -> No
     assert await Renewal(HOST, files, [nowhere, fleet.address], lambda: due).look()
     new = files.load()[1]
     assert new.key != old.key
-    files.check(Identity(Role.HOST, HOST), now())
+    check_files(files, Identity(Role.HOST, HOST), now())
     assert certificate_span(new.certificate)[1] > certificate_span(old.certificate)[1]
     assert len((await fleet.store.list_prefix(host_issued(HOST))).entries) == 1
 

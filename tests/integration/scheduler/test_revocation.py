@@ -16,16 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from bedplate.host.v1 import enrolment_pb2
 from bedplate.host.v1 import service_pb2 as host_pb2
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
+from fleet.certificates import create_authority
 from fleet.codec import to_message
 from fleet.errors import BedplateError, NotPermittedError
-from fleet.identity import (
-    Identity,
-    KeyPair,
-    Role,
-    TlsFiles,
-    create_authority,
-    host_server_name,
-)
+from fleet.identity import Identity, KeyPair, Role, TlsFiles, host_server_name
 from fleet.model.ids import HostId
 from fleet.revocation import make_list
 from fleet.rpc import open_channel, translated

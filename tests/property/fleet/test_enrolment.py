@@ -9,9 +9,10 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fleet.certificates import create_authority
 from fleet.enrolment import is_token_id, make_request, parse_token, read_request
 from fleet.errors import BedplateError
-from fleet.identity import Identity, Role, create_authority
+from fleet.identity import Identity, Role
 from fleet.revocation import make_list, read_list
 from scheduler.api.failures import address_of
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from fleet.certificates import check_files, create_authority, issue_certificate
 from fleet.credentials import LOOK_S, LiveCredentials, finish_install, install, write_file
 from fleet.errors import HostFaultError
-from fleet.identity import Identity, KeyPair, Role, TlsFiles, create_authority, issue_certificate
+from fleet.identity import Identity, KeyPair, Role, TlsFiles
 
 NOW = datetime.datetime.now(datetime.UTC)
 AUTHORITY = create_authority(NOW)
@@ -34,7 +35,7 @@ def test_a_pair_is_installed(files: TlsFiles) -> None:
     assert pair_in(files) == NEW
     assert (files.key.stat().st_mode & 0o777, files.certificate.stat().st_mode & 0o777) == (0o600, 0o644)
     assert sorted(path.name for path in files.ca.parent.iterdir()) == ["ca.crt", "host.crt", "host.key"]
-    files.check(MINE, NOW)
+    check_files(files, MINE, NOW)
 
 
 @pytest.mark.parametrize("done", ["nothing", "key", "key and certificate"])
@@ -48,7 +49,7 @@ def test_an_install_that_was_cut_short_is_finished(files: TlsFiles, done: str) -
     finish_install(files)
     assert pair_in(files) == NEW
     finish_install(files)
-    files.check(MINE, NOW)
+    check_files(files, MINE, NOW)
 
 
 def test_a_folder_that_takes_no_files(files: TlsFiles, tmp_path: Path) -> None:

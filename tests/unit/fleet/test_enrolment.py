@@ -7,6 +7,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from fleet.certificates import BACKDATE, create_authority, parse_identity
 from fleet.enrolment import (
     CSR_BYTES_MAX,
     fingerprint,
@@ -20,7 +21,7 @@ from fleet.enrolment import (
     sign_request,
 )
 from fleet.errors import InvalidSpecError, NotPermittedError
-from fleet.identity import BACKDATE, Identity, Role, create_authority, identity_uri, parse_identity
+from fleet.identity import Identity, Role, identity_uri
 from fleet.model.ids import HostId
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)

@@ -10,22 +10,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fleet.errors import InvalidSpecError, NotFoundError, NotPermittedError
-from fleet.identity import (
+from fleet.certificates import (
     CA_DAYS,
-    ETCD_CLIENT_NAME,
-    ETCD_SERVER_NAME,
     LEAF_DAYS,
-    SCHEDULER_SERVER_NAME,
-    Identity,
-    KeyPair,
-    Role,
-    TlsFiles,
     certificate_end,
+    check_files,
     create_authority,
+    inspect_files,
     issue_certificate,
     parse_identity,
 )
+from fleet.errors import InvalidSpecError, NotFoundError, NotPermittedError
+from fleet.identity import ETCD_CLIENT_NAME, ETCD_SERVER_NAME, SCHEDULER_SERVER_NAME, Identity, KeyPair, Role, TlsFiles
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 AUTHORITY = create_authority(NOW)
@@ -155,7 +151,7 @@ def test_files_are_checked_before_anything_is_served(tmp_path: Path) -> None:
     others = write(tmp_path, "other", issue_certificate(AUTHORITY, other, NOW))
     damaged = tmp_path / "damaged"
     damaged.write_text("-----BEGIN CERTIFICATE-----\n")
-    files.check(mine, NOW)
+    check_files(files, mine, NOW)
     for changed, field in (
         (replace(files, ca=damaged), "tls.ca"),
         (replace(files, certificate=damaged), "tls.certificate"),
@@ -164,11 +160,11 @@ def test_files_are_checked_before_anything_is_served(tmp_path: Path) -> None:
         (others, "tls.certificate"),
     ):
         with pytest.raises(InvalidSpecError) as caught:
-            changed.check(mine, NOW)
+            check_files(changed, mine, NOW)
         assert (caught.value.code, caught.value.field) == ("certificate_unusable", field)
         assert "mb pki issue" in caught.value.next_step
     with pytest.raises(NotFoundError, match="gone"):
-        replace(files, key=tmp_path / "gone").check(mine, NOW)
+        check_files(replace(files, key=tmp_path / "gone"), mine, NOW)
 
 
 CLOCKS = {
@@ -182,9 +178,9 @@ def test_a_certificate_outside_its_time(tmp_path: Path, code: str, now: datetime
     """Past its end, or before its begin by this machine's clock, a certificate is refused at start with the moment named."""
     mine = Identity(Role.HOST, "rack1-07")
     files = write(tmp_path, "mine", issue_certificate(AUTHORITY, mine, NOW))
-    assert files.inspect(NOW) == mine
+    assert inspect_files(files, NOW) == mine
     with pytest.raises(InvalidSpecError) as caught:
-        files.check(mine, now)
+        check_files(files, mine, now)
     assert (caught.value.code, caught.value.field) == (code, "tls.certificate")
     assert "UTC" in caught.value.message
     assert caught.value.next_step
@@ -195,10 +191,10 @@ def test_a_certificate_of_another_fleet(tmp_path: Path) -> None:
     mine, foreign = Identity(Role.HOST, "rack1-07"), create_authority(NOW)
     files = write(tmp_path, "mine", issue_certificate(foreign, mine, NOW))
     with pytest.raises(InvalidSpecError) as caught:
-        files.check(mine, NOW)
+        check_files(files, mine, NOW)
     assert caught.value.code == "certificate_foreign"
     files.ca.write_bytes(AUTHORITY.certificate + foreign.certificate)
-    files.check(mine, NOW)
+    check_files(files, mine, NOW)
 
 
 def test_a_certificate_ends_with_its_authority() -> None:

@@ -5,9 +5,10 @@ import datetime
 import pytest
 from cryptography import x509
 
+from fleet.certificates import create_authority, issue_certificate
 from fleet.codec import encode
 from fleet.errors import InvalidSpecError
-from fleet.identity import Identity, KeyPair, Role, create_authority, issue_certificate
+from fleet.identity import Identity, KeyPair, Role
 from fleet.model.enrolment import HostBar
 from fleet.model.ids import HostId
 from fleet.revocation import CRL_BYTES_MAX, Revocations, make_list, read_list

@@ -39,6 +39,32 @@ def test_a_fast_verb_loads_nothing_heavy(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+LOADS_ALL_VERBS = """
+import sys, click
+from mb.cli import cli
+def load(group):
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        if isinstance(command, click.Group):
+            load(command)
+load(cli)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        (LOADS_ALL_VERBS, {"grpc", "cryptography", "google", "structlog"}),
+        ("import sys, mb.client, mb.live, mb.diagnosis, mb.console, mb.follow", {"cryptography", "structlog", "rich"}),
+    ],
+)
+def test_what_a_start_does_not_load(code: str, absent: set[str]) -> None:
+    """Help and completion of any verb wait for no gRPC, and calls to a scheduler for nothing that only servers need."""
+    code += f"\nheavy = {absent!r} & set(sys.modules)\nassert not heavy, heavy\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PROJECT)
+    assert done.returncode == 0, done.stderr
+
+
 def verbs(group: click.Group = cli, path: str = "") -> Iterator[tuple[str, click.Command]]:
     """Every verb there is, with its command."""
     context = click.Context(group)
