@@ -7,9 +7,9 @@ from fleet.model.units import parse_duration_s
 
 
 def parse_since_ms(text: str, now_ms: int) -> int:
-    """Milliseconds since 1970 of a moment: how long ago ("10m", "1h30m"), or RFC 3339; raises InvalidSpecError `since_invalid`."""
+    """Milliseconds since 1970 of a moment: how long ago ("10m", "2d"), or RFC 3339; raises InvalidSpecError `since_invalid`."""
     try:
-        return max(now_ms - round(parse_duration_s(text) * 1000), 1)
+        return max(now_ms - round(parse_duration_s(text, has_days=True) * 1000), 1)
     except ValueError:
         pass
     try:
@@ -23,9 +23,9 @@ def parse_since_ms(text: str, now_ms: int) -> int:
 
 
 def parse_span_s(text: str, field: str) -> float:
-    """Seconds of a duration such as "90s" or "10m"; raises InvalidSpecError `duration_invalid` that names the option `field`."""
+    """Seconds of a span such as "90s", "10m" or "2d"; raises InvalidSpecError `duration_invalid` that names the option `field`."""
     try:
-        return parse_duration_s(text)
+        return parse_duration_s(text, has_days=True)
     except ValueError as error:
         raise InvalidSpecError("duration_invalid", str(error), "write such as 90s or 10m", field=field) from error
 

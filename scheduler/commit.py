@@ -13,7 +13,6 @@ What is written under which condition:
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -92,7 +91,7 @@ class Committer:
         self._store = store
         self._tombstones = _SharedLease(store, clock, TOMBSTONE_S, 2 * TOMBSTONE_S)
         self._histories = _SharedLease(store, clock, EVENTS_LEASE_DAY_S, EVENTS_KEPT_S)
-        self._kept: Counter[Tenant] = Counter()
+        self._kept: dict[Tenant, set[SandboxId]] = {}
         self._kept_under = 0
 
     async def commit(self, fence: Unmoved, snapshot: Snapshot, changes: Iterable[Change]) -> Committed:
@@ -120,10 +119,16 @@ class Committer:
             self._kept.clear()
         gate = asyncio.Semaphore(READS_AT_ONCE)
         told = await asyncio.gather(*(self._history(gate, one) for one in removals))
-        self._kept.update(one.owner.tenant for one in removals)
-        past = frozenset(one.sandbox_id for one in removals if self._kept[one.owner.tenant] > HISTORIES_MAX)
+        past = frozenset(one.sandbox_id for one in removals if not self._keeps(one))
         entries = {one.sandbox_id: found for one, found in zip(removals, told, strict=True)}
         return Departure(now_ms, tombstone_lease, event_lease, entries, past)
+
+    def _keeps(self, removal: Removal) -> bool:
+        """Whether its events are kept; a removal that loses its race and is tried again counts once."""
+        kept = self._kept.setdefault(removal.owner.tenant, set())
+        if len(kept) < HISTORIES_MAX:
+            kept.add(removal.sandbox_id)
+        return removal.sandbox_id in kept
 
     async def _history(self, gate: asyncio.Semaphore, removal: Removal) -> Sequence[KeyValue]:
         async with gate:

@@ -9,7 +9,7 @@ GIB = 1024 * MIB
 
 _SIZE = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))?\s*(B|KiB|MiB|GiB|TiB)")
 _SIZE_FACTORS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ns|us|µs|ms|s|m|h)")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ns|us|µs|ms|s|m|h|d)")
 _SECONDS = {
     "ns": Fraction(1, 10**9),
     "us": Fraction(1, 10**6),
@@ -18,6 +18,7 @@ _SECONDS = {
     "s": Fraction(1),
     "m": Fraction(60),
     "h": Fraction(3600),
+    "d": Fraction(24 * 3600),
 }
 
 
@@ -31,14 +32,17 @@ def parse_size_bytes(text: str) -> int:
     return int(exact)
 
 
-def parse_duration_s(text: str) -> float:
-    """Seconds in a Go duration such as "30s", "1m30s" or "500ms"; raises ValueError for anything else."""
+def parse_duration_s(text: str, *, has_days: bool = False) -> float:
+    """Seconds in a Go duration such as "30s", "1m30s" or "500ms"; raises ValueError for anything else.
+
+    With `has_days` also "30d", which jcards do not know and people want.
+    """
     position, total = 0, Fraction(0)
-    while match := _DURATION.match(text, position):
+    while (match := _DURATION.match(text, position)) and (has_days or match.group(2) != "d"):
         total += Fraction(match.group(1)) * _SECONDS[match.group(2)]
         position = match.end()
     if position == 0 or position != len(text):
-        raise ValueError(f"{text!r} is not a duration such as 30s, 1m30s or 500ms")
+        raise ValueError(f"{text!r} is not a duration such as 30s, 1m30s or {'2d' if has_days else '500ms'}")
     return float(total)
 
 

@@ -6,14 +6,11 @@ awaited -- put --> held -- the guest is configured, or the sandbox is over --> d
 from collections.abc import Iterable, Iterator
 
 from fleet.errors import InvalidSpecError
+from fleet.model.admission import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
 from fleet.model.units import KIB
 from hostd.drivers.ports import LinkMessage
-
-# A key or a certificate chain, not a dataset: what stands here stands in memory, on the host and on the guest's tmpfs.
-VALUE_BYTES_MAX = 64 * KIB
-VALUES_BYTES_MAX = 256 * KIB
 
 
 class SecretValue:
@@ -75,10 +72,10 @@ def _check(order: Assignment, values: tuple[tuple[str, bytes], ...]) -> None:
         raise _invalid("secret_missing", f"no value for {', '.join(missing)}", "send all of them at once")
     if len(names) != len(set(names)):
         raise _invalid("secret_repeated", "a name is there twice", "send each once")
-    large = [name for name, value in values if len(value) > VALUE_BYTES_MAX]
-    if large or sum(len(value) for _, value in values) > VALUES_BYTES_MAX:
+    large = [name for name, value in values if len(value) > SECRET_BYTES_MAX]
+    if large or sum(len(value) for _, value in values) > SECRETS_BYTES_MAX:
         whose = f"the value of {large[0]}" if large else "all values together"
-        most = VALUE_BYTES_MAX if large else VALUES_BYTES_MAX
+        most = SECRET_BYTES_MAX if large else SECRETS_BYTES_MAX
         raise _invalid("secret_too_large", f"{whose} has more than {most // KIB} KiB", "put it into a source instead")
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fleet.errors import ConflictError, InvalidSpecError, NotFoundError
-from fleet.model.units import render_bytes
+from fleet.model.units import parse_duration_s, render_bytes
 from provisioning.commands.garbage import Candidate, choose_garbage
 from provisioning.commands.transfer import export_image, import_image
 from provisioning.imagestore import (
@@ -25,8 +25,6 @@ from provisioning.manifest import MANIFEST_NAME, is_digest
 from provisioning.verify import verify_image, verify_sizes
 
 _TAG = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}:[A-Za-z0-9_][A-Za-z0-9._-]{0,62}")
-_DURATION = re.compile(r"([0-9]{1,6})([smhd])")
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # What a table shows of a digest: enough to tell images apart and to name one.
 SHORT_CHARS = len("sha256:") + 12
 
@@ -116,7 +114,7 @@ def rm(options: argparse.Namespace) -> int:
 
 def gc(options: argparse.Namespace) -> int:
     """Removes images that nobody uses."""
-    within_s = parse_duration(options.keep_used_within)
+    within_s = _parse_within_s(options.keep_used_within)
     with sole_builder(options.images, STAGING_PREFIX):
         candidates = [_candidate(options.images, one) for one in list_images(options.images)]
         chosen = choose_garbage(candidates, time.time(), keep_used_within_s=within_s, keep=options.keep)
@@ -142,7 +140,7 @@ def resolve(images_dir: Path, name: str, *, is_broken_fine: bool = False) -> str
     wanted = name if name.startswith("sha256:") else f"sha256:{name}"
     images = list_images(images_dir)
     found = [one.digest for one in images if one.digest.startswith(wanted) and (is_broken_fine or not one.problem)]
-    if not found or len(name) == len("sha256:"):
+    if not found or wanted == "sha256:":
         raise NotFoundError("image_not_found", f"there is no whole image {name!r} in {images_dir}", "mb image ls")
     if len(found) > 1:
         raise ConflictError("image_ambiguous", f"{name!r} is the beginning of {len(found)} images", "write more of it")
@@ -164,13 +162,12 @@ def last_used(images_dir: Path, digest: str) -> float:
     return 0.0
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of `30m`, `12h` or `7d`. Raises InvalidSpecError."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
+def _parse_within_s(text: str) -> float:
+    try:
+        return parse_duration_s(text, has_days=True)
+    except ValueError as error:
         step = "write a number and s, m, h or d, like 7d"
-        raise InvalidSpecError("duration_invalid", f"{text!r} is no duration", step, field="--keep-used-within")
-    return int(match[1]) * _UNITS_S[match[2]]
+        raise InvalidSpecError("duration_invalid", str(error), step, field="--keep-used-within") from error
 
 
 def _candidate(images_dir: Path, image: StoredImage) -> Candidate:

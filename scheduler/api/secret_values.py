@@ -8,6 +8,7 @@ from typing import Any
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.errors import InvalidSpecError
 from fleet.gatekeeper import caller_of
+from fleet.model.admission import QUOTED_CHARS_MAX, SECRET_BYTES_MAX, SECRETS_BYTES_MAX
 from fleet.model.sandbox import SandboxSpec
 from scheduler.api.access import find_sandbox
 from scheduler.api.channels import HostChannels
@@ -15,12 +16,6 @@ from scheduler.api.execs import host_of
 from scheduler.api.limits import WriteLimit
 from scheduler.api.relay import CALL_S, calling, on_behalf_of
 from scheduler.state import FleetState
-
-# A key, a token or a kubeconfig is smaller; what is larger is a file, and comes as a source.
-VALUE_BYTES_MAX = 64 * 1024
-# All of one sandbox's: they are in the memory of scheduler, host and guest at once.
-VALUES_BYTES_MAX = 256 * 1024
-QUOTED_CHARS_MAX = 80
 
 
 class SecretService(service_pb2_grpc.SecretServiceServicer):
@@ -56,9 +51,9 @@ def check_values(spec: SandboxSpec, sizes: list[tuple[str, int]]) -> None:
             raise InvalidSpecError("secret_unknown", message, "send those that its jcard names", field=field)
         if name in names[:index]:
             raise InvalidSpecError("secret_doubled", f"{name} comes twice", "send each once", field=field)
-        if size_bytes > VALUE_BYTES_MAX:
-            message = f"{name} has {size_bytes} bytes, more than {VALUE_BYTES_MAX}"
+        if size_bytes > SECRET_BYTES_MAX:
+            message = f"{name} has {size_bytes} bytes, more than {SECRET_BYTES_MAX}"
             raise InvalidSpecError("secret_too_large", message, "bring large files as a source", field=field)
-    if sum(size_bytes for _, size_bytes in sizes) > VALUES_BYTES_MAX:
-        message = f"together they have more than {VALUES_BYTES_MAX} bytes"
+    if sum(size_bytes for _, size_bytes in sizes) > SECRETS_BYTES_MAX:
+        message = f"together they have more than {SECRETS_BYTES_MAX} bytes"
         raise InvalidSpecError("secret_too_large", message, "bring large files as a source", field="secrets")

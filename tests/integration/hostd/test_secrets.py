@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import ConflictError, HostFaultError, InvalidSpecError
+from fleet.model.admission import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
 from fleet.model.sandbox import Goal
 from hostd.drivers.ports import LinkMessage
 from hostd.reconcile.patience import SECRETS_AWAITED
-from hostd.reconcile.secrets import VALUE_BYTES_MAX, VALUES_BYTES_MAX, SecretValue, Vault
+from hostd.reconcile.secrets import SecretValue, Vault
 from tests.integration.hostd.parts import Hostd, Room
 from tests.integration.hostd.talk import A, Talk
 
@@ -130,7 +131,7 @@ WRONG = {
     "secret_unknown": [*VALUES, ("OTHER", b"x")],
     "secret_missing": VALUES[:1],
     "secret_repeated": [*VALUES, VALUES[0]],
-    "secret_too_large": [("TOKEN", bytes(VALUE_BYTES_MAX + 1)), VALUES[1]],
+    "secret_too_large": [("TOKEN", bytes(SECRET_BYTES_MAX + 1)), VALUES[1]],
 }
 
 
@@ -146,11 +147,11 @@ async def test_what_is_not_in_the_spec_is_refused(talk: Talk, code: str) -> None
 
 async def test_all_values_together_are_bounded(talk: Talk) -> None:
     """Each may be small enough and all of them too much."""
-    names = tuple(f"S{index}" for index in range(VALUES_BYTES_MAX // VALUE_BYTES_MAX + 1))
+    names = tuple(f"S{index}" for index in range(SECRETS_BYTES_MAX // SECRET_BYTES_MAX + 1))
     order = talk.orders.orders[A]
     order = replace(order, spec=replace(order.spec, secrets=names))
     with pytest.raises(InvalidSpecError) as caught:
-        Vault().put(order, [(name, bytes(VALUE_BYTES_MAX)) for name in names])
+        Vault().put(order, [(name, bytes(SECRET_BYTES_MAX)) for name in names])
     assert caught.value.code == "secret_too_large"
 
 

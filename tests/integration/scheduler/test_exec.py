@@ -14,6 +14,7 @@ import pytest
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.errors import BedplateError, ConflictError, InvalidSpecError, NotFoundError, UnavailableError
 from fleet.identity import SCHEDULER_SERVER_NAME, Role
+from fleet.model.admission import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
 from fleet.model.ids import HostId
 from fleet.rpc import error_from_call, open_channel, responses
 from fleet.server import start_server
@@ -25,7 +26,6 @@ from provisioning.embedded.etcd import LOOPBACK
 from provisioning.embedded.pki import tls_files
 from scheduler.api.channels import HostChannels
 from scheduler.api.execs import EXECS_MAX, ExecService
-from scheduler.api.secret_values import VALUE_BYTES_MAX, VALUES_BYTES_MAX
 from scheduler.state import FleetState
 from tests.integration.scheduler.far import FarHost, cat, ended, output
 from tests.integration.scheduler.parts import HANG_S, Client, Fleet, running
@@ -364,7 +364,7 @@ async def test_secrets_reach_the_host_only(
     demo: Client, far: FarHost, memory: MemoryStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Values arrive as they are, at the host that has the sandbox; neither log nor store has ever seen one."""
-    await secrets_of(demo).SendSecrets(values(("TOKEN", b"hunter2-\x00\xff"), ("KEY", b"s" * VALUE_BYTES_MAX)))
+    await secrets_of(demo).SendSecrets(values(("TOKEN", b"hunter2-\x00\xff"), ("KEY", b"s" * SECRET_BYTES_MAX)))
     ((_, request, actor),) = far.requests
     assert (request.sandbox, request.tenant, actor) == (ID, "demo", "tenant/demo")
     assert [(one.name, one.value[:8]) for one in request.secrets] == [("TOKEN", b"hunter2-"), ("KEY", b"ssssssss")]
@@ -378,7 +378,7 @@ async def test_secrets_reach_the_host_only(
     [
         ([("OTHER", b"hunter2")], "secret_unknown"),
         ([("TOKEN", b"hunter2"), ("TOKEN", b"hunter2")], "secret_doubled"),
-        ([("TOKEN", b"hunter2" * VALUE_BYTES_MAX)], "secret_too_large"),
+        ([("TOKEN", b"hunter2" * SECRET_BYTES_MAX)], "secret_too_large"),
     ],
 )
 async def test_wrong_secrets_are_refused(demo: Client, far: FarHost, pairs: Any, code: str) -> None:
@@ -393,11 +393,11 @@ async def test_wrong_secrets_are_refused(demo: Client, far: FarHost, pairs: Any,
 
 async def test_secrets_are_bounded_together(memory: MemoryStore, pki: Path, far: FarHost) -> None:
     """Many values, each within its limit, are too large together."""
-    names = tuple(f"S{number}" for number in range(VALUES_BYTES_MAX // VALUE_BYTES_MAX + 1))
+    names = tuple(f"S{number}" for number in range(SECRETS_BYTES_MAX // SECRET_BYTES_MAX + 1))
     await far.carry(record(1, spec=spec(1, secrets=names)))
     async with Fleet(memory, pki).running() as fleet:
         await fleet.knows(HostId("far"))
-        request = values(*((name, b"v" * VALUE_BYTES_MAX) for name in names))
+        request = values(*((name, b"v" * SECRET_BYTES_MAX) for name in names))
         request.sandbox = "box-1"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await secrets_of(fleet.client(Role.TENANT, "demo")).SendSecrets(request)

@@ -50,6 +50,14 @@ def test_a_duration_is_gos(text: str, duration_s: float) -> None:
     assert parse_duration_s(text) == duration_s
 
 
+def test_days_where_people_wait() -> None:
+    """Jcards keep to Go; a command line also takes days."""
+    assert parse_duration_s("2d", has_days=True) == 2 * parse_duration_s("24h")
+    assert parse_duration_s("1d12h", has_days=True) == 36 * 3600
+    with pytest.raises(ValueError, match="is not a duration"):
+        parse_duration_s("d", has_days=True)
+
+
 @pytest.mark.parametrize("text", ["", "30", "s", "-1s", "1s ", "1 s", "1d", "1sm", "1h30", "nan", "infs", "٣s"])
 def test_no_duration_is_refused(text: str) -> None:
     """A bare number is no duration: thirty of what?"""

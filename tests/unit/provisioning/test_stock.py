@@ -156,3 +156,15 @@ def test_the_listing_fits_a_terminal(store: tuple[Path, str, str], capsys: pytes
     main(["ls", "--json", "--images", str(images_dir)])
     listed = {one["digest"]: one for one in json.loads(capsys.readouterr().out)}
     assert listed[tagged]["tags"] == ["base:latest"]
+
+
+def test_a_name_says_which_image_is_meant(store: tuple[Path, str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The beginning of a digest, of any length, is enough where it is one image's; nothing at all is never one."""
+    images_dir, _, other = store
+    for length in range(5, 12):
+        name = other.removeprefix("sha256:")[:length]
+        assert main(["verify", name, "--images", str(images_dir)]) == 0
+    assert main(["rm", other, "--images", str(images_dir)]) == 0
+    capsys.readouterr()
+    for name in ("", "sha256:"):
+        assert _fault(capsys, "rm", name, "--force", "--images", str(images_dir)) == "image_not_found"

@@ -7,9 +7,10 @@ from fleet.model.assignment import Refusal, RefusalReason
 from fleet.model.event import Event
 from fleet.model.sandbox import Goal, Phase, SandboxRecord
 from fleet.store.keyspace import EVENTS, ROOT, events_of
+from fleet.store.memory import MemoryStore
 from fleet.store.port import TRANSACTION_OPS_MAX, Delete, KeyValue, Put
 from scheduler import events
-from scheduler.commit import Departure, lifecycle_changes, plan_changes
+from scheduler.commit import HISTORIES_MAX, Committer, Departure, lifecycle_changes, plan_changes
 from scheduler.placement.lifecycle import Removal
 from scheduler.placement.plan import Plan
 from tests.unit.scheduler.build import DEMO, NOW_MS, assignment, host, record, snapshot
@@ -124,3 +125,14 @@ def test_past_the_days_limit_only_the_removal_is_told() -> None:
         kept = {write.key: isinstance(write, Put) for write in change.writes if write.key.startswith(EVENTS)}
         assert kept[entries[0].key] is (past != ids)
         assert sum(kept.values()) == (1 if past else 2)
+
+
+async def test_a_removal_that_is_tried_again_counts_once() -> None:
+    """Races that are lost use nothing of a tenant's day; a sandbox past it stays past it."""
+    committer = Committer(MemoryStore(lambda: 0.0), lambda: 0.0)
+    removals = [Removal(one.sandbox_id, one, None) for one in map(record, range(HISTORIES_MAX + 1))]
+    for _ in range(2):
+        departure = await committer.departure(removals[:HISTORIES_MAX], NOW_MS)
+        assert departure.past == frozenset()
+    departure = await committer.departure(removals[HISTORIES_MAX:], NOW_MS)
+    assert departure.past == {removals[HISTORIES_MAX].sandbox_id}
