@@ -20,6 +20,7 @@ from fleet.model.sandbox import Goal, NetworkMode, Reason, StageName
 from hostd.orders import Orders
 from hostd.reconcile.apply import Applier, Drivers
 from hostd.reconcile.diff import Action, Desired, Step, diff, is_released
+from hostd.reconcile.patience import GUEST_SILENT, SILENCE_S_MAX
 from hostd.reconcile.progress import begin, fail, is_over, is_run_due, keeps_disk, reach_stage, stop
 from hostd.reconcile.session import Sessions
 from hostd.reconcile.state import Observed
@@ -31,8 +32,6 @@ WORKERS_MAX = 4
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 # How often a start may fail for a reason that could pass before the sandbox fails with it.
 START_ATTEMPTS_MAX = 5
-# A guest that has not been heard of for so long is gone. Under TCG the first word takes 10 s alone, minutes on a crowded host.
-SILENCE_S_MAX = 300.0
 # Beyond the longest grace period of its agents, a stop that still has no artifact is cut short.
 STOP_EXTRA_S = 120.0
 
@@ -41,9 +40,6 @@ DEFAULT_BRIDGE = IPv4Interface("10.77.0.1/16")
 
 # What trying again does not heal.
 HOPELESS = frozenset({"image_corrupt", "image_missing", "image_unsupported", "source_corrupt"})
-GUEST_SILENT = Reason(
-    "guest_silent", f"the guest was not heard of for {SILENCE_S_MAX:.0f} s", "see the console log on the host"
-)
 STOP_FORCED = Reason(
     "stop_forced",
     "the guest did not stop in time and was cut off; its changes are lost",

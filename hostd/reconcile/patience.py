@@ -16,7 +16,9 @@ GAP_S_MAX = 15.0
 # still came 5.0 s apart at most (tests/integration/guestd/test_busy.py).
 UNRESPONSIVE_S = 30.0
 # How long it was is told in these steps: a status that changed every second would be written every second.
-UNRESPONSIVE_STEPS_S = (30, 60, 120, 180, 240)
+UNRESPONSIVE_STEPS_S = (UNRESPONSIVE_S, 60.0, 120.0, 180.0, 240.0)
+# A guest that has not been heard of for so long is gone. Under TCG the first word takes 10 s alone, minutes on a crowded host.
+SILENCE_S_MAX = 300.0
 # Whoever ordered the sandbox has its values at hand: mb sends them by itself. Until then a VM stands idle.
 SECRETS_S_MAX = 15 * 60.0
 # The guest's clock may go slower than the host's. Beyond that, timeout and grace period a killed process takes its time, and a
@@ -29,6 +31,9 @@ PACK_S_MAX = 30 * 60.0
 # All output and the artifact, at their largest, take half an hour at 1 MiB/s. A guest that trickles ends here.
 FINISH_S_MAX = 2 * 3600.0
 
+GUEST_SILENT = Reason(
+    "guest_silent", f"the guest was not heard of for {SILENCE_S_MAX:.0f} s", "see the console log on the host"
+)
 OUTPUT_STALLED = Reason(
     "output_stalled",
     f"the guest announced more output than it sent, and sent nothing for {STALL_S_MAX:.0f} s",
@@ -108,8 +113,9 @@ def describe_silence(silent_s: float) -> Reason | None:
     passed = [step for step in UNRESPONSIVE_STEPS_S if silent_s >= step]
     if not passed:
         return None
-    message = f"the guest was not heard of for {passed[-1]} s"
-    return Reason("guest_unresponsive", message, "wait, or mb stop NAME; the host ends it after 300 s")
+    message = f"the guest was not heard of for {passed[-1]:.0f} s"
+    next_step = f"wait, or mb stop NAME; the host ends it after {SILENCE_S_MAX:.0f} s"
+    return Reason("guest_unresponsive", message, next_step)
 
 
 def _is_overdue(agent: Agent, status: AgentStatus, now_ms: int) -> bool:

@@ -7,7 +7,7 @@ that sandbox and nothing else; from a sandbox that is over nothing is taken any 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -21,6 +21,7 @@ from hostd.drivers.ports import GuestLinks, LinkMessage
 from hostd.orders import Orders
 from hostd.reconcile.book import Book
 from hostd.reconcile.execs import Exec, Execs, Program
+from hostd.reconcile.greeting import Greetings
 from hostd.reconcile.patience import (
     SECRETS_AWAITED,
     ListeningClock,
@@ -30,7 +31,6 @@ from hostd.reconcile.patience import (
     find_overdue,
 )
 from hostd.reconcile.progress import (
-    Progress,
     awaits_poweroff,
     change_agent,
     fail,
@@ -38,27 +38,16 @@ from hostd.reconcile.progress import (
     have_agents_ended,
     reach_stage,
 )
-from hostd.reconcile.secrets import Vault
 from hostd.reconcile.spool import Spool
 from hostd.reconcile.words import (
-    LINK_VERSION,
     clean,
-    describe_configuration,
     parse_agent,
-    parse_boot,
     parse_failure,
     parse_whole,
 )
 
-GUEST_RESTARTED = Reason(
-    "guest_restarted", "the guest began anew after its agents had started", "see the console log on the host"
-)
-
 # 16 TiB: more than any host has, so that a number stays one.
 GUEST_MEMORY_MIB_MAX = 2**24
-
-# The kernel's boot id is a UUID of 36 characters; whatever a hostile guest says instead is cut.
-BOOT_ID_CHARS_MAX = 64
 
 # Sixteen agents that fail at once and are started again change 64 times in their first second, and ever more slowly: the pause
 # before a start doubles.
@@ -76,15 +65,10 @@ class _Live:
     heard_at_s: float
     # What its agents' changes may cost: each is written durably.
     changes: Allowance
-    is_greeted: bool = False
-    has_hello: bool = False
     is_collecting: bool = False
     is_stopping: bool = False
     is_powering_off: bool = False
     memory_used_mib: int = 0
-    # The boot id of a guest that waits for its secrets, and since when.
-    waiting_boot_id: str | None = None
-    waits_since_s: float | None = None
     # When the last agent ended, for hostd's own patience.
     finishes_since_s: float | None = None
     # Since when hostd listens in vain for the end of each agent whose time is over.
@@ -111,16 +95,17 @@ class Sessions:
         self._book = Book(orders, changed, counted, now_ms)
         self._links = links
         self._now_ms = now_ms
-        self._prefix_length = prefix_length
         self._clock = ListeningClock(clock)
         self._live: dict[SandboxId, _Live] = {}
-        self._vault = Vault()
         self._spool = Spool(self._book, links.send, self._clock)
         self._execs = Execs(links.send, clock)
+        self._greetings = Greetings(
+            self._book, links.send, self._spool, self._take_agent, prefix_length=prefix_length, clock=self._clock
+        )
         self._handlers: dict[str, Callable[[SandboxId, LinkMessage], Awaitable[None]]] = {
             "connected": self._on_connected,
             "disconnected": self._on_disconnected,
-            "hello": self._on_hello,
+            "hello": self._greetings.take_hello,
             "agent": self._on_agent,
             "heartbeat": self._on_heartbeat,
             "output": self._on_output,
@@ -139,6 +124,7 @@ class Sessions:
         if sandbox_id not in self._live:
             changes = Allowance(CHANGES_PER_S, CHANGES_BURST, self._clock)
             self._live[sandbox_id] = _Live(self._clock(), changes)
+            self._greetings.begin(sandbox_id)
         self._spool.begin(sandbox_id)
         self._links.attach(sandbox_id, link_path, self.receive)
 
@@ -147,7 +133,7 @@ class Sessions:
         self._execs.cut_off(sandbox_id, _no_longer_running())
         await self._links.detach(sandbox_id)
         self._live.pop(sandbox_id, None)
-        self._vault.drop(sandbox_id)
+        self._greetings.forget(sandbox_id)
         self._spool.forget(sandbox_id)
 
     def attached(self) -> frozenset[SandboxId]:
@@ -166,14 +152,12 @@ class Sessions:
 
     def notice(self, sandbox_id: SandboxId) -> Reason | None:
         """What its owner should know of a sandbox that is well so far: it waits for secrets, or its guest has gone quiet."""
-        live, order = self._live.get(sandbox_id), self._book.open_order(sandbox_id)
+        order = self._book.open_order(sandbox_id)
         if order is None:
             return None
-        progress = self._book.progress(sandbox_id)
-        is_waiting = live is not None and live.waiting_boot_id is not None
-        if is_waiting or not (progress.is_configured or self._vault.has_all(order)):
+        if self._greetings.awaits_secrets(order):
             return SECRETS_AWAITED
-        has_begun = any(agent.started_at_ms for agent in progress.agents)
+        has_begun = any(agent.started_at_ms for agent in self._book.progress(sandbox_id).agents)
         return describe_silence(self.silent_s(sandbox_id)) if has_begun else None
 
     def lateness(self, sandbox_id: SandboxId) -> Reason | None:
@@ -188,7 +172,7 @@ class Sessions:
         overdue = find_overdue(order, progress, self._now_ms())
         live.overdue_since_s = {name: live.overdue_since_s.get(name, now_s) for name in overdue}
         waiting = Waiting(
-            secrets_s=None if live.waits_since_s is None or self._vault.has_all(order) else now_s - live.waits_since_s,
+            secrets_s=self._greetings.waits_s(order),
             finish_s=None if live.finishes_since_s is None else now_s - live.finishes_since_s,
             stalled_s=self._spool.stalled_s(sandbox_id),
             is_collecting=has_stage(progress, StageName.AGENTS_ENDED),
@@ -199,7 +183,7 @@ class Sessions:
 
     def forget_secrets(self, sandbox_id: SandboxId) -> None:
         """Drops the values of a sandbox that is over: one whose guest never came would keep them for ever."""
-        self._vault.drop(sandbox_id)
+        self._greetings.forget_secrets(sandbox_id)
 
     async def take_secrets(self, order: Assignment, values: Sequence[tuple[str, bytes]], actor: str = "") -> None:
         """Holds the values of a sandbox's secrets until its guest has them; `actor` sends them. Safe to repeat.
@@ -209,22 +193,7 @@ class Sessions:
         """
         if self._book.open_order(order.sandbox_id) is None:
             raise _no_longer_running()
-        live = self._live.get(order.sandbox_id)
-        is_waiting = live is not None and live.waiting_boot_id is not None
-        if self._book.progress(order.sandbox_id).is_configured and not is_waiting:
-            return
-        self._vault.put(order, values)
-        try:
-            self._book.record(order, "secrets.received", ", ".join(order.spec.secrets), actor)
-            if live is not None and live.waiting_boot_id is not None:
-                with suppress(UnavailableError):
-                    # A link that breaks meanwhile begins anew with hello, and finds the values here.
-                    await self._set_going(order, live.waiting_boot_id, {})
-        except HostFaultError:
-            # The guest waits on, and says so: whoever sends them again may find the disk mended.
-            self._vault.drop(order.sandbox_id)
-            raise
-        self._book.changed()
+        await self._greetings.take_secrets(order, values, actor)
 
     async def open_exec(self, sandbox_id: SandboxId, program: Program, actor: str = "") -> Exec:
         """Begins a program for `actor` in a guest whose agents run, and writes down that it does.
@@ -237,7 +206,7 @@ class Sessions:
         if live is None or not any(agent.started_at_ms for agent in self._book.progress(sandbox_id).agents):
             next_step = "wait until it runs: mb status NAME"
             raise UnavailableError("not_running", f"sandbox {order.spec.name} is still starting", next_step)
-        if not live.has_hello:
+        if not self._greetings.is_going(sandbox_id):
             raise _link_lost()
         self._book.record(order, "exec.started", program.name, actor)
         try:
@@ -291,7 +260,7 @@ class Sessions:
         live, order = self._live.get(sandbox_id), self._book.open_order(sandbox_id)
         if live is not None and order is None:
             await self._power_off(sandbox_id, live)
-        if live is None or order is None or not live.has_hello:
+        if live is None or order is None or not self._greetings.is_going(sandbox_id):
             return
         progress = self._book.progress(sandbox_id)
         # Noted before it is sent: a send that fails ends the session, and the next one begins with nothing noted.
@@ -318,65 +287,14 @@ class Sessions:
 
     async def _on_connected(self, sandbox_id: SandboxId, _message: LinkMessage) -> None:
         live = self._live[sandbox_id]
-        live.has_hello, live.is_collecting, live.is_stopping = False, False, False
-        live.is_greeted, live.waiting_boot_id = False, None
+        live.is_collecting, live.is_stopping = False, False
+        self._greetings.begin(sandbox_id)
         self._spool.begin(sandbox_id)
         self._execs.cut_off(sandbox_id, _link_lost())
 
     async def _on_disconnected(self, sandbox_id: SandboxId, _message: LinkMessage) -> None:
-        self._live[sandbox_id].has_hello, self._live[sandbox_id].waiting_boot_id = False, None
+        self._greetings.hang_up(sandbox_id)
         self._execs.cut_off(sandbox_id, _link_lost())
-
-    async def _on_hello(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
-        order, progress, fields = self._book.orders.orders[sandbox_id], self._book.progress(sandbox_id), message.fields
-        if fields["version"] != LINK_VERSION:
-            text = f"the guest speaks link version {clean(fields['version'])}, this host {LINK_VERSION}"
-            self._book.save(fail(progress, Reason("guest_unsupported", text, "use an image of this host's release")))
-            return
-        if self._live[sandbox_id].is_greeted:
-            raise ValueError("it greets twice in one session")
-        self._live[sandbox_id].is_greeted = True
-        boot_id, is_configured = clean(fields.get("boot_id", ""))[:BOOT_ID_CHARS_MAX], fields["configured"] is True
-        if not is_configured and _may_have_run(progress, boot_id):
-            self._book.save(fail(progress, GUEST_RESTARTED))
-            return
-        now_ms = self._now_ms()
-        if not is_configured:
-            for stage in parse_boot(fields, now_ms):
-                progress = reach_stage(progress, stage.name, stage.at_ms)
-        self._book.save(reach_stage(progress, StageName.LINK_CONNECTED, now_ms))
-        live = self._live[sandbox_id]
-        if is_configured:
-            self._vault.drop(sandbox_id)
-        elif not self._vault.has_all(order):
-            live.waiting_boot_id = boot_id
-            live.waits_since_s = self._clock() if live.waits_since_s is None else live.waits_since_s
-            self._book.changed()
-            return
-        await self._set_going(order, None if is_configured else boot_id, fields["agents"])
-
-    async def _set_going(self, order: Assignment, boot_id: str | None, agents: Mapping[str, Any]) -> None:
-        """Configures the guest with `boot_id`, None for one that is; takes over its agents, and asks for what is missing."""
-        sandbox_id = order.sandbox_id
-        if boot_id is not None:
-            await self._configure(order, boot_id)
-        for name, state in agents.items():
-            self._take_agent(sandbox_id, {**state, "name": name})
-        await self._links.send(sandbox_id, LinkMessage("resume", self._spool.describe_resume(sandbox_id)))
-        self._live[sandbox_id].has_hello = True
-
-    async def _configure(self, order: Assignment, boot_id: str) -> None:
-        progress = reach_stage(self._book.progress(order.sandbox_id), StageName.CONFIGURED, self._now_ms())
-        # On the disk before the guest hears of it: from here on no other domain is ever started for this sandbox.
-        self._book.save(replace(progress, is_configured=True, boot_id=boot_id))
-        live = self._live[order.sandbox_id]
-        live.waiting_boot_id, live.waits_since_s = None, None
-        for secret in self._vault.messages(order):
-            await self._links.send(order.sandbox_id, secret)
-        fields = describe_configuration(order, progress.address, self._prefix_length, self._now_ms())
-        for agent in fields["agents"]:
-            agent["output_max_bytes"] = self._book.orders.output_room(order.sandbox_id, agent["name"])
-        await self._links.send(order.sandbox_id, LinkMessage("configure", fields))
 
     async def _on_heartbeat(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
         if "memory_used_mib" in message.fields:
@@ -392,7 +310,7 @@ class Sessions:
         if status is None:
             return
         # It is configured: what it was given stands in its own memory.
-        self._vault.drop(sandbox_id)
+        self._greetings.forget_secrets(sandbox_id)
         if status.phase in ENDED_AGENT_PHASES:
             self._spool.expect(sandbox_id, known.name, parse_whole(fields, "offset") if "offset" in fields else 0)
         progress = reach_stage(self._book.progress(sandbox_id), StageName.AGENTS_STARTED, self._now_ms())
@@ -415,12 +333,6 @@ class Sessions:
 
     async def _on_failed(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
         self._book.save(fail(self._book.progress(sandbox_id), parse_failure(message.fields)))
-
-
-def _may_have_run(progress: Progress, boot_id: str) -> bool:
-    """Whether agents may have run in a guest that knows nothing of it: then it has restarted, and they would run twice."""
-    is_another = progress.is_configured and progress.boot_id != boot_id
-    return is_another or any(agent.started_at_ms for agent in progress.agents)
 
 
 def _no_longer_running() -> ConflictError:

@@ -7,7 +7,6 @@ import pytest
 
 from fleet.model.sandbox import AgentPhase, Phase
 from hostd.drivers.ports import LinkMessage
-from hostd.reconcile.loop import SILENCE_S_MAX
 from hostd.reconcile.patience import (
     ARTIFACT_STALLED,
     FINISH_S_MAX,
@@ -17,6 +16,7 @@ from hostd.reconcile.patience import (
     SECRETS_AWAITED,
     SECRETS_MISSING,
     SECRETS_S_MAX,
+    SILENCE_S_MAX,
     STALL_S_MAX,
     UNRESPONSIVE_S,
 )

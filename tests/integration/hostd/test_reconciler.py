@@ -14,7 +14,8 @@ from hostd.drivers.ports import LinkMessage
 from hostd.drivers.simulated import PlannedFaults, SimulatedLinks
 from hostd.drivers.simulated_guest import AgentScript
 from hostd.reconcile.diff import VM_DIED, VM_UNSTARTABLE
-from hostd.reconcile.loop import BACKOFF_S, GUEST_SILENT, SILENCE_S_MAX, START_ATTEMPTS_MAX, STOP_EXTRA_S, STOP_FORCED
+from hostd.reconcile.loop import BACKOFF_S, START_ATTEMPTS_MAX, STOP_EXTRA_S, STOP_FORCED
+from hostd.reconcile.patience import GUEST_SILENT, SILENCE_S_MAX
 from hostd.reconcile.progress import STARTS_MAX
 from hostd.reconcile.state import DomainState, Observed
 from tests.integration.hostd.parts import A, B, Hostd, Room

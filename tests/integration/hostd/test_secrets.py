@@ -66,9 +66,9 @@ async def test_they_are_dropped_once_the_guest_has_them(talk: Talk) -> None:
     await send(talk)
     await talk.run()
     # A promise that cannot be seen from outside.
-    assert talk.sessions._vault._values == {}
+    assert talk.sessions._greetings._vault._values == {}
     await send(talk)
-    assert talk.sessions._vault._values == {}
+    assert talk.sessions._greetings._vault._values == {}
     held = b"".join(path.read_bytes() for path in talk.folder.rglob("*") if path.is_file())
     assert not any(value in held for _, value in VALUES)
 
@@ -124,7 +124,7 @@ async def test_those_of_a_sandbox_that_never_ran_are_dropped(tmp_path: Path) -> 
     async with hostd.running():
         await hostd.until_pass()
     # A promise that cannot be seen from outside.
-    assert hostd.sessions._vault._values == {}
+    assert hostd.sessions._greetings._vault._values == {}
 
 
 WRONG = {
