@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from tests.e2e.operate import Tenant
 CACHE = Path(os.environ.get("BEDPLATE_CACHE", "/var/cache/bedplate"))
 # More vCPUs than the machine has, so that three VMs fit; memory for six small ones, so that a large one fills the host.
 VCPUS, MEMORY_MIB = 8, 6144
+# hostd's state lies on a filesystem of its own, so that a test can fill it. Files of scratch disks are sparse.
+STATE_SIZE = "6G"
 
 # PID 1 of a guest that belongs to its attacker from the first instruction on: root, with every capability, before anything of ours.
 HOSTILE_INIT = """#!/bin/sh
@@ -56,13 +60,14 @@ def fleet() -> Iterator[EmbeddedFleet]:
         folder = Path(name) / "fleet"
         folder.mkdir()
         Path(name).chmod(0o711)
-        running = start_fleet(folder, FleetSettings(images_dir, VCPUS, MEMORY_MIB), print)
-        try:
-            yield running
-            running.stop_control_plane()
-            leaks = find_leaks(folder, running.endpoint)
-        finally:
-            running.stop()
+        with _own_filesystem(folder / "state"):
+            running = start_fleet(folder, FleetSettings(images_dir, VCPUS, MEMORY_MIB), print)
+            try:
+                yield running
+                running.stop_control_plane()
+                leaks = find_leaks(folder, running.endpoint)
+            finally:
+                running.stop()
     assert {kind: found for kind, found in leaks.items() if found} == {}
 
 
@@ -82,6 +87,17 @@ def stranger(fleet: EmbeddedFleet, tmp_path: Path) -> Tenant:
     table = f'[tls]\nca = "{files.ca}"\ncertificate = "{files.certificate}"\nkey = "{files.key}"\n'
     config.write_text(fleet.tenant_config.read_text().split("[tls]")[0] + table)
     return Tenant(fleet, tmp_path, config)
+
+
+@contextmanager
+def _own_filesystem(state: Path) -> Iterator[None]:
+    """Within it, in this mount namespace, `state` is a filesystem of its own."""
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={STATE_SIZE},mode=0711", "tmpfs", state], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", state], check=True)
 
 
 def _make_images(images_dir: Path) -> Path:

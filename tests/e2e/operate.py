@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +41,12 @@ class Tenant:
     folder: Path
     config: Path
 
-    def run(self, *arguments: str) -> Done:
-        """Runs `mb` to its end."""
+    def run(self, *arguments: str, given: str = "", env: Mapping[str, str] | None = None) -> Done:
+        """Runs `mb` to its end, with `given` on its stdin and `env` beside its usual environment."""
         done = subprocess.run(
-            self._command(*arguments),
-            env=self._env(),
-            stdin=subprocess.DEVNULL,
+            self.command(*arguments),
+            env={**self.env(), **(env or {})},
+            input=given,
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
@@ -54,12 +54,22 @@ class Tenant:
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
+    def up(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
+        """Starts a sandbox from a jcard and returns when its agents run."""
+        done = self.run("up", str(folder), "--detach", env=env)
+        assert done.code == 0, done
+        self.until(folder.name, lambda found: found["phase"] == "running")
+
+    def until_logged(self, name: str, text: str) -> None:
+        """Returns when the sandbox's agent has printed `text`."""
+        wait_until(lambda: self.run("logs", name), lambda done: text in done.out)
+
     @contextmanager
     def start(self, *arguments: str) -> Iterator["Running"]:
         """Runs `mb` in the background; what still runs at the end is ended."""
         process = subprocess.Popen(
-            self._command(*arguments),
-            env=self._env(),
+            self.command(*arguments),
+            env=self.env(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,6 +105,13 @@ class Tenant:
 
         return wait_until(look, lambda found: found is not None and is_so(found))
 
+    def leave_running(self, name: str, line: str) -> None:
+        """Root in the guest runs a shell line that outlives its `mb exec`: it leaves the cgroup that ends with that."""
+        escape = "mkdir -p /sys/fs/cgroup/stray && echo $$ >/sys/fs/cgroup/stray/cgroup.procs && exec setsid -f sh -c"
+        command = f"{escape} '{line}' </dev/null >/dev/null 2>&1"
+        done = self.run("exec", "--user", "root", name, "--", "sh", "-c", command)
+        assert done.code == 0, done
+
     def clear(self) -> None:
         """Destroys every sandbox that a failed test has left, so that the next has the host for itself."""
         for sandbox in self.run("ls", "--json").json():
@@ -106,10 +123,12 @@ class Tenant:
             done = self.run("destroy", name)
             assert done.code == 0, done.err
 
-    def _command(self, *arguments: str) -> list[str]:
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of an `mb`."""
         return [sys.executable, "-m", "mb", *arguments]
 
-    def _env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:
+        """The environment of an `mb` of this tenant's."""
         return {**os.environ, "BEDPLATE_CONFIG": str(self.config)}
 
 
@@ -160,7 +179,7 @@ def wait_until(look: Callable[[], Any], is_so: Callable[[Any], bool]) -> Any:
 
 
 def render_jcard(name: str, command: list[str], fields: dict[str, str]) -> str:
-    """A jcard of one agent, 1 vCPU and 512 MiB; `fields` (cpus, memory, disk, mixtape, mode, agent) replace what is usual."""
+    """A jcard of one agent, 1 vCPU and 512 MiB; `fields` (cpus, memory, disk, mixtape, mode, agent, tail) replace what is usual."""
     lines = [
         f'name = "{name}"',
         f'mixtape = "{fields.get("mixtape", "base:latest")}"',
@@ -172,5 +191,6 @@ def render_jcard(name: str, command: list[str], fields: dict[str, str]) -> str:
         '[[shared]]\nhost = "."\nguest = "/workspace"',
         f'[agent]\nname = "worker"\nharness = "custom"\nmemory = "256MiB"\ncommand = {json.dumps(command)}',
         fields.get("agent", ""),
+        fields.get("tail", ""),
     ]
     return "\n".join(lines) + "\n"
