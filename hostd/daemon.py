@@ -120,9 +120,9 @@ class _Daemon:
         applier = Applier(parts.drivers, parts.orders, sessions, place, now_ms)
         self._reconciler = Reconciler(parts.orders, parts.drivers, applier, sessions, now_ms, bridge=interface)
         self._publisher = Publisher(host_id, parts.store, parts.orders, self._reconciler, parts.accelerator)
-        self._intake = Intake(host_id, self._mirror, parts.orders, self._reconciler)
+        self._intake = Intake(host_id, parts.store, self._mirror, parts.orders, self._reconciler)
         self._reconciler.on_pass(self._tell)
-        self._registration.on_registered(self._publisher.nudge)
+        self._registration.on_registered(self._on_registered)
         parts.drivers.hypervisor.on_change(self._reconciler.nudge)
 
     def register(self, server: Any) -> None:
@@ -149,7 +149,7 @@ class _Daemon:
             self._mirror.run(),
             self._intake.run(),
             self._reconciler.run(),
-            self._publisher.run(self._registration.fence),
+            self._publish(),
             self._registration.run(record),
             self._tell_sources(),
             follow_revocations(self._parts.store, self.revocations),
@@ -172,6 +172,15 @@ class _Daemon:
             version=version("bedplate"),
             registered_at_ms=0,
         )
+
+    async def _publish(self) -> None:
+        # What an earlier hostd has published goes only when the orders are known.
+        await self._intake.has_taken.wait()
+        await self._publisher.run(self._registration.fence)
+
+    def _on_registered(self) -> None:
+        self._intake.registered.set()
+        self._publisher.nudge()
 
     def _on_progress(self) -> None:
         self._tell()

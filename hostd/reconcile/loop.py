@@ -16,7 +16,7 @@ import structlog
 from fleet.errors import BedplateError, HostFaultError, InvalidSpecError, NotFoundError
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
-from fleet.model.sandbox import Goal, NetworkMode, Reason, StageName
+from fleet.model.sandbox import Goal, NetworkMode, Reason, SandboxStatus, StageName
 from hostd.orders import Orders
 from hostd.reconcile.apply import Applier, Drivers
 from hostd.reconcile.diff import Action, Desired, Step, diff, is_released
@@ -105,15 +105,15 @@ class Reconciler:
             return self._sessions.notice(sandbox_id)
         return Reason(found.error.code, found.error.message, found.error.next_step)
 
-    def accept(self, order: Assignment) -> None:
-        """Takes an order over, durably; a sandbox new to this host gets an address.
+    def accept(self, order: Assignment, told: SandboxStatus | None = None) -> None:
+        """Takes an order over, durably; a sandbox new to this host gets an address, unless `told` says that it ran before.
 
         Raises HostFaultError `addresses_exhausted` or `disk_failed`; the order is then not taken.
         """
         if order.goal is not Goal.REMOVE and order.sandbox_id not in self._orders.progress:
             address = "" if order.spec.network.mode is NetworkMode.NONE else str(self._free_address())
             # Before the order: progress without an order is cleared away, an order without progress would wait for ever.
-            self._orders.put_progress(begin(order, address, ""))
+            self._orders.put_progress(begin(order, address, "", told))
         self._orders.put_order(order)
         self._note_stop(order)
         self.nudge()

@@ -13,6 +13,7 @@ from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
 from fleet.model.sandbox import (
     ENDED_AGENT_PHASES,
+    ENDED_PHASES,
     AgentPhase,
     AgentStatus,
     Artifact,
@@ -56,15 +57,30 @@ DISK_LOST = Reason(
     "submit it again: mb destroy NAME, mb up",
 )
 
+STATE_LOST = Reason(
+    "state_lost",
+    "its host has lost what it knew of the sandbox, and its agents may have run: they do not run twice",
+    "submit it again: mb destroy NAME, mb up",
+)
 
-def begin(order: Assignment, address: str, generation_id: str) -> Progress:
-    """The progress of a sandbox that this host has just accepted; one that ran before and left nothing here has failed."""
+
+def begin(order: Assignment, address: str, generation_id: str, told: SandboxStatus | None = None) -> Progress:
+    """The progress of a sandbox that this host has just accepted; one that ran before and left nothing here has failed.
+
+    `told` is what an earlier hostd of this host has published of it.
+    """
     agents = tuple(AgentStatus(agent.name) for agent in order.spec.agents)
     bases = (0,) * len(agents)
     progress = Progress(
         order.sandbox_id, address, generation_id, agents=agents, run=max(1, order.run), output_bases=bases
     )
+    if told is not None and _may_have_begun(told):
+        return fail(progress, STATE_LOST)
     return fail(progress, DISK_LOST) if progress.run > 1 else progress
+
+
+def _may_have_begun(told: SandboxStatus) -> bool:
+    return told.phase in ENDED_PHASES or any(stage.name == StageName.CONFIGURED for stage in told.stages)
 
 
 def begin_run(progress: Progress, order: Assignment) -> Progress:

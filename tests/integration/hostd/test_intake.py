@@ -14,8 +14,8 @@ from fleet.codec import encode
 from fleet.errors import HostFaultError
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
-from fleet.model.sandbox import Goal
-from fleet.store.keyspace import assignment_key, host_assignments
+from fleet.model.sandbox import Goal, Phase, SandboxStatus, Stage, StageName
+from fleet.store.keyspace import assignment_key, host_assignments, status_key
 from fleet.store.memory import MemoryStore
 from fleet.store.mirror import Mirror
 from fleet.store.port import Delete, Put
@@ -33,7 +33,9 @@ class Place:
         self.room = Room(folder)
         self.hostd = Hostd(self.room)
         self.mirror = Mirror(self.store, host_assignments(HOST))
-        self.intake = Intake(HOST, self.mirror, self.hostd.orders, self.hostd.reconciler)
+        # As a host that has its lease.
+        self.intake = Intake(HOST, self.store, self.mirror, self.hostd.orders, self.hostd.reconciler)
+        self.intake.registered.set()
 
     async def put(self, *orders: Assignment) -> None:
         writes = [Put(assignment_key(HOST, order.sandbox_id), encode(order)) for order in orders]
@@ -162,6 +164,41 @@ async def test_a_store_that_is_away_changes_nothing(place: Place) -> None:
         for _ in range(100):
             await asyncio.sleep(0)
         assert dict(place.hostd.orders.orders) == {A: order}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        SandboxStatus(A, HOST, 1, Phase.RUNNING, stages=(Stage(StageName.CONFIGURED, 1),)),
+        SandboxStatus(A, HOST, 1, Phase.COMPLETED),
+    ],
+)
+async def test_a_host_that_lost_its_state_runs_no_agent_twice(place: Place, told: SandboxStatus) -> None:
+    """What the store has of an earlier hostd's word outlives the host's disk: such a sandbox fails, and no VM is begun for it."""
+    other = SandboxStatus(B, HOST, 1, Phase.STARTING)
+    statuses = [Put(status_key(HOST, status.sandbox_id), encode(status)) for status in (told, other)]
+    await place.store.transact([], statuses)
+    await place.put(place.room.order(), place.room.order(sandbox_id=B))
+    async with place.running():
+        await place.until(lambda: {A, B} <= set(place.hostd.orders.orders))
+    failure = place.hostd.orders.progress[A].failure
+    assert failure is not None
+    assert failure.code == "state_lost"
+    # Its guest had never been told what to run.
+    assert place.hostd.orders.progress[B].failure is None
+
+
+async def test_a_machine_that_only_bears_the_name_takes_no_orders(place: Place) -> None:
+    """A clone of a host is refused its registration; until it has one it runs nothing that the true host may be running."""
+    place.intake.registered.clear()
+    await place.put(place.room.order())
+    async with place.running():
+        await place.until(lambda: place.mirror.is_fresh)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not place.hostd.orders.orders
+        place.intake.registered.set()
+        await place.until(lambda: A in place.hostd.orders.orders)
 
 
 async def test_no_address_is_given_twice_and_all_are_given(tmp_path: Path) -> None:
