@@ -120,7 +120,7 @@ class _Daemon:
         applier = Applier(parts.drivers, parts.orders, sessions, place, now_ms)
         self._reconciler = Reconciler(parts.orders, parts.drivers, applier, sessions, now_ms, bridge=interface)
         self._publisher = Publisher(host_id, parts.store, parts.orders, self._reconciler, parts.accelerator)
-        self._intake = Intake(host_id, parts.store, self._mirror, parts.orders, self._reconciler)
+        self._intake = Intake(host_id, self._publisher.recall, self._mirror, parts.orders, self._reconciler)
         self._reconciler.on_pass(self._tell)
         self._registration.on_registered(self._on_registered)
         parts.drivers.hypervisor.on_change(self._reconciler.nudge)

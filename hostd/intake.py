@@ -6,6 +6,7 @@ So a machine that only bears another's name takes no order of it, and a host tha
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 import structlog
@@ -17,14 +18,15 @@ from fleet.model.ids import HostId, SandboxId
 from fleet.model.sandbox import Goal, SandboxStatus
 from fleet.store.keyspace import host_assignments
 from fleet.store.mirror import Mirror
-from fleet.store.port import Store
 from hostd.orders import Orders
-from hostd.publish import list_statuses
 from hostd.reconcile.loop import Reconciler
 
 # An order that could not be taken (no address was free) is tried again, also when nothing has changed.
 LOOK_INTERVAL_S = 10.0
 RETRY_S = 2.0
+
+# Reads what this host has published; raises StoreUnavailableError.
+Recall = Callable[[], Awaitable[Mapping[SandboxId, SandboxStatus | None]]]
 
 log = structlog.get_logger()
 
@@ -32,20 +34,20 @@ log = structlog.get_logger()
 class Intake:
     """Keeps the orders folder equal to the store's assignments for one host."""
 
-    def __init__(self, host_id: HostId, store: Store, mirror: Mirror, orders: Orders, reconciler: Reconciler) -> None:
+    def __init__(self, host_id: HostId, recall: Recall, mirror: Mirror, orders: Orders, reconciler: Reconciler) -> None:
         self._host_id = host_id
-        self._store = store
+        self._recall = recall
         self._mirror = mirror
         self._orders = orders
         self._reconciler = reconciler
         self._vanished: frozenset[SandboxId] = frozenset()
-        self._told: dict[SandboxId, SandboxStatus | None] = {}
+        self._told: Mapping[SandboxId, SandboxStatus | None] = {}
         self.registered, self.has_taken = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
         """Follows the mirror until cancelled, from the moment `registered` is set; sets `has_taken` after its first look."""
         await self.registered.wait()
-        await self._recall()
+        self._told = await self._read_told()
         while True:
             changed = self._mirror.changed()
             if self._mirror.is_fresh:
@@ -55,15 +57,13 @@ class Intake:
                 async with asyncio.timeout(LOOK_INTERVAL_S):
                     await changed.wait()
 
-    async def _recall(self) -> None:
+    async def _read_told(self) -> Mapping[SandboxId, SandboxStatus | None]:
         while True:
             try:
-                self._told = await list_statuses(self._store, self._host_id)
+                return await self._recall()
             except BedplateError as error:
                 log.warning("status.unread", code=error.code, error=error.message)
                 await asyncio.sleep(RETRY_S)
-            else:
-                return
 
     def _take(self) -> None:
         wanted = self._read()
@@ -103,7 +103,6 @@ class Intake:
     def _accept(self, order: Assignment) -> None:
         try:
             self._reconciler.accept(order, self._told.get(order.sandbox_id))
-            self._told.pop(order.sandbox_id, None)
             log.info("order.taken", sandbox_id=order.sandbox_id, goal=order.goal, generation=order.generation)
         except BedplateError as error:
             log.warning("order.untaken", sandbox_id=order.sandbox_id, code=error.code, error=error.message)

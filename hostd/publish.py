@@ -58,6 +58,11 @@ class Publisher:
         """Something may have changed."""
         self._nudged.set()
 
+    async def recall(self) -> dict[SandboxId, SandboxStatus | None]:
+        """What this host has published of its sandboxes, None for what cannot be read; raises StoreUnavailableError."""
+        listing = await self._store.list_prefix(host_statuses(self._host_id))
+        return {_id_of(entry): _decode(entry) for entry in listing.entries}
+
     async def run(self, fence: Callable[[], Unmoved | None]) -> None:
         """Publishes until cancelled; `fence` is the condition that this host still holds its lease, None while it does not."""
         while True:
@@ -77,7 +82,7 @@ class Publisher:
 
     async def _publish(self, held: Unmoved) -> None:
         if self._published is None:
-            self._published = await list_statuses(self._store, self._host_id)
+            self._published = await self.recall()
         current = {status.sandbox_id: status for status in self._render_all()}
         changed = [status for id_, status in current.items() if _is_news(status, self._published.get(id_))]
         gone = [sandbox_id for sandbox_id in self._published if sandbox_id not in current]
@@ -122,12 +127,6 @@ class Publisher:
 
     def _key(self, sandbox_id: SandboxId) -> str:
         return status_key(self._host_id, sandbox_id)
-
-
-async def list_statuses(store: Store, host_id: HostId) -> dict[SandboxId, SandboxStatus | None]:
-    """What this host has published of its sandboxes, None for what cannot be read; raises StoreUnavailableError."""
-    listing = await store.list_prefix(host_statuses(host_id))
-    return {_id_of(entry): _decode(entry) for entry in listing.entries}
 
 
 def _id_of(entry: KeyValue) -> SandboxId:

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from fleet.codec import encode
 from fleet.errors import HostFaultError
 from fleet.model.assignment import Assignment
+from fleet.model.host import Accelerator
 from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Goal, Phase, SandboxStatus, Stage, StageName
 from fleet.store.keyspace import assignment_key, host_assignments, status_key
@@ -20,6 +21,7 @@ from fleet.store.memory import MemoryStore
 from fleet.store.mirror import Mirror
 from fleet.store.port import Delete, Put
 from hostd.intake import Intake
+from hostd.publish import Publisher
 from tests.integration.hostd.parts import HOST, A, B, Hostd, Room
 
 HANG_S = 20.0
@@ -33,8 +35,10 @@ class Place:
         self.room = Room(folder)
         self.hostd = Hostd(self.room)
         self.mirror = Mirror(self.store, host_assignments(HOST))
+        orders, reconciler = self.hostd.orders, self.hostd.reconciler
+        publisher = Publisher(HOST, self.store, orders, reconciler, Accelerator.SIMULATED)
+        self.intake = Intake(HOST, publisher.recall, self.mirror, orders, reconciler)
         # As a host that has its lease.
-        self.intake = Intake(HOST, self.store, self.mirror, self.hostd.orders, self.hostd.reconciler)
         self.intake.registered.set()
 
     async def put(self, *orders: Assignment) -> None:
