@@ -70,11 +70,11 @@ def prepared(path: Path, *, name: str = "", keep_tars: bool = False) -> Iterator
         yield Prepared(file, spec, tuple(sources), jcard.notes, jcard.secrets)
 
 
-def load_jcard(path: Path) -> Jcard:
-    """The jcard at `path` for its name and its secrets, unpacked; raises JcardError for faults in these, or in its syntax."""
+def load_jcard(path: Path, *fields: str) -> Jcard:
+    """The jcard at `path` for its `fields` alone, unpacked; raises JcardError for faults in these, or in its syntax."""
     file = _file_of(path)
     jcard = _load(file, os.environ)
-    faults = [fault for fault in jcard.faults if fault.field.split(".")[0] in ("", "name", "secrets")]
+    faults = [fault for fault in jcard.faults if fault.field.split(".")[0] in ("", *fields)]
     if faults:
         raise JcardError(file, faults)
     return jcard

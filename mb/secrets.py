@@ -19,7 +19,7 @@ _PAST = ENDED_PHASES | {Phase.RUNNING, Phase.REMOVING}
 
 def load_values(path: Path, sandbox: Sandbox) -> dict[str, bytes]:
     """The values, in the jcard at `path`, of the secrets that a sandbox's spec names; raises InvalidSpecError `secret_missing`."""
-    values = load_jcard(path).secrets
+    values = load_jcard(path, "secrets").secrets
     missing = [name for name in sandbox.spec.secrets if name not in values]
     if missing:
         message = f"{path} has no value of {', '.join(missing)}, which {sandbox.spec.name} needs"

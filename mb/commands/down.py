@@ -23,5 +23,5 @@ def command(ctx: click.Context, path: str, *, wait: bool, as_json: bool) -> None
     from mb.prepare import has_jcard, load_jcard  # noqa: PLC0415 (a sandbox by name needs no jcard)
 
     is_path = has_jcard(Path(path)) or "/" in path or path.startswith(".")
-    name = load_jcard(Path(path)).spec.name if is_path else path
+    name = load_jcard(Path(path), "name").spec.name if is_path else path
     destroy_all(ctx, [name], wait=wait, as_json=as_json)

@@ -111,11 +111,18 @@ async def test_several_are_removed_at_once(line: Mb, desk: Desk) -> None:
 
 
 async def test_down_is_the_reverse_of_up(line: Mb, desk: Desk, jcard: Path) -> None:
-    """The sandbox of the jcard at a path, or one by name; a folder without a jcard is an error."""
+    """The sandbox of the jcard at a path, or one by name; of a jcard its name is enough: no secret, nothing about agents.
+
+    A folder without a jcard is an error.
+    """
     desk.put(sandbox(phase=Phase.COMPLETED))
     assert (await line.run("down", jcard)).stdout == f"{NAME} is removed\n"
     desk.put(sandbox(phase=Phase.COMPLETED))
     assert (await line.run("down", NAME)).stdout == f"{NAME} is removed\n"
+    desk.put(sandbox(phase=Phase.COMPLETED))
+    text = (jcard / "jcard.toml").read_text().replace("hush-hush", "${NOT_SET_HERE}")
+    (jcard / "jcard.toml").write_text(text + "replicas = 3\nmemory = 7\n")
+    assert (await line.run("down", jcard)).stdout == f"{NAME} is removed\n"
     missing = await line.run("down", jcard.parent)
     assert "jcard.toml" in "".join(missing.stderr.split())
     assert missing.code != 0
