@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import grpc
 
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
-from bedplate.host.v1 import service_pb2 as host_pb2
-from bedplate.host.v1 import service_pb2_grpc as host_grpc
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.codec import from_message, to_message
 from fleet.identity import SCHEDULER_SERVER_NAME
 from fleet.model.assignment import Sandbox
-from fleet.model.host import Host
 from fleet.model.ids import Digest, SandboxId, Tenant
 from fleet.model.sandbox import SandboxSpec
 from fleet.model.units import MIB
@@ -44,7 +41,6 @@ class Client:
         # grpcio's generated stubs are typed for its synchronous twin.
         self._sandboxes: Any = service_pb2_grpc.SandboxServiceStub(channel)
         self._content: Any = content_pb2_grpc.ContentServiceStub(channel)
-        self._hosts: Any = host_grpc.HostServiceStub(channel)
 
     async def create_sandbox(self, sandbox_id: SandboxId, spec: SandboxSpec) -> Sandbox:
         """The sandbox of that id and spec, made if it is not there: safe to repeat."""
@@ -114,12 +110,6 @@ class Client:
         with translated(self._peer):
             async for reply in self._content.FetchArtifact(request, timeout=STREAM_TIMEOUT_S):
                 yield Chunk(reply.offset, reply.payload, size_bytes=reply.size_bytes, digest=Digest(reply.digest))
-
-    async def list_hosts(self) -> list[Host]:
-        """Every host; for operators."""
-        with translated(self._peer):
-            reply = await self._hosts.ListHosts(host_pb2.ListHostsRequest(), timeout=CALL_TIMEOUT_S)
-        return [from_message(Host, host) for host in reply.hosts]
 
     def _name(self, name: str) -> Any:
         return service_pb2.GetSandboxRequest(sandbox=name, tenant=self._tenant)

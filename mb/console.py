@@ -133,8 +133,8 @@ def _start_reader(outbox: Outbox, let_go: asyncio.Event, *, watches: bool) -> No
     keys = LetGo()
 
     def read() -> None:
-        with suppress(OSError, RuntimeError):
-            while payload := os.read(STDIN, READ_BYTES):
+        with suppress(BrokenPipeError, RuntimeError):
+            while payload := _read_input():
                 passed, is_leaving = keys.scan(payload) if watches else (payload, False)
                 if passed:
                     outbox.write(passed)
@@ -144,6 +144,14 @@ def _start_reader(outbox: Outbox, let_go: asyncio.Event, *, watches: bool) -> No
 
     # A read of a terminal or pipe cannot be called off: the thread ends with the process.
     threading.Thread(target=read, daemon=True).start()
+
+
+def _read_input() -> bytes:
+    try:
+        return os.read(STDIN, READ_BYTES)
+    except OSError:
+        # Closed, a folder, or a terminal that was hung up: there is no more to come, and the program is told so.
+        return b""
 
 
 @contextmanager

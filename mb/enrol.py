@@ -7,6 +7,7 @@ Until the authority has proved itself nothing of the token is sent; its secret g
 
 import asyncio
 import datetime
+import hashlib
 import socket
 import ssl
 import stat
@@ -19,7 +20,7 @@ import grpc
 from bedplate.host.v1 import enrolment_pb2, enrolment_pb2_grpc
 from fleet.certificates import check_files
 from fleet.credentials import CERTIFICATE_MODE, install, write_file
-from fleet.enrolment import JoinToken, fingerprint, make_request, parse_token
+from fleet.enrolment import JoinToken, make_request, parse_token
 from fleet.errors import (
     ConflictError,
     HostFaultError,
@@ -87,9 +88,9 @@ def fetch_authority(address: str, sha256: str) -> bytes:
     The connection is not trusted and nothing is sent over it: what it shows is public, and the hash says whether it is true.
     """
     for shown in _shown_chain(address):
-        certificate = ssl.DER_cert_to_PEM_cert(shown).encode()
-        if fingerprint(certificate) == sha256:
-            return certificate
+        # Not even parsed before its hash is right: a stranger may have sent it.
+        if hashlib.sha256(shown).hexdigest() == sha256:
+            return ssl.DER_cert_to_PEM_cert(shown).encode()
     message = f"{address} does not show the authority that the token names"
     next_step = "check the address; a wrong one, or somebody between, would look like this"
     raise NotPermittedError("authority_mismatch", message, next_step)

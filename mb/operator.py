@@ -15,8 +15,7 @@ from fleet.identity import SCHEDULER_SERVER_NAME
 from fleet.model.host import Host
 from fleet.rpc import open_channel, translated
 from mb.config import ClientConfig
-
-CALL_TIMEOUT_S = 15.0
+from mb.live import CALL_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,12 @@ class Operator:
         # grpcio's generated stubs are typed for its synchronous twin.
         self._hosts: Any = service_pb2_grpc.HostServiceStub(channel)
         self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+
+    async def list_hosts(self) -> list[Host]:
+        """Every host."""
+        with translated(self._peer):
+            reply = await self._hosts.ListHosts(service_pb2.ListHostsRequest(), timeout=CALL_TIMEOUT_S)
+        return [from_message(Host, host) for host in reply.hosts]
 
     async def cordon_host(self, host_id: str, reason: str) -> Host:
         """Nothing new is placed on it."""

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from mb.commands.options import call, examples, json_option, print_json
+from mb.commands.options import examples, json_option, operate, print_json
 from mb.render.hosts import render_hosts
 
 
@@ -13,7 +13,7 @@ from mb.render.hosts import render_hosts
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
     """List hosts: alive or not, accelerator, what is set aside of what they can carry, images. For operators."""
-    hosts = call(ctx, lambda client: client.list_hosts())
+    hosts = operate(ctx, lambda operator: operator.list_hosts())
     if as_json:
         print_json([asdict(host) for host in hosts])
     else:

@@ -1,6 +1,7 @@
 """exec, shell and attach as processes of their own: streams, terminals, signals and exit codes, over a real call."""
 
 import asyncio
+import os
 import signal
 from dataclasses import replace
 
@@ -36,6 +37,17 @@ async def test_input_is_passed_on_to_its_end(line: Mb) -> None:
     once = await line.run("exec", NAME, "--", "cat", stdin=content)
     assert (ended.code, len(once.stdout)) == (0, len(content))
     assert once.stdout == content.decode()
+
+
+async def test_input_that_cannot_be_read_has_an_end(line: Mb) -> None:
+    """A program that waits for the end of its input gets it, also where mb's own cannot be read."""
+    # Address 0 is mapped in no process, so a read at the beginning is an error.
+    unreadable = os.open("/proc/self/mem", os.O_RDONLY)
+    try:
+        ended = await end_of(await line.start("exec", NAME, "--", "cat", stdin=unreadable))
+    finally:
+        os.close(unreadable)
+    assert (ended.code, ended.stdout) == (0, "")
 
 
 async def test_what_is_asked_for_arrives(line: Mb, desk: Desk, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -151,7 +151,7 @@ async def test_sandboxes_and_hosts_are_listed(mb: Mb, local: ObedientHost, fleet
     assert [one["sandbox_id"] for one in (await operator.run("ls", "--json")).value()] == [sandbox_id]
     assert (await Mb(fleet, tree.parent, Role.TENANT, "other").run("ls")).stdout == "no sandboxes; mb up starts one\n"
     hosts = await operator.run("host", "ls")
-    assert hosts.stdout.splitlines()[1].split()[:3] == ["local", "alive", "simulated"]
+    assert hosts.stdout.splitlines()[1].split()[:3] == ["local", "alive", "kvm"]
     refused = await mb.run("host", "ls", "--json")
     assert (refused.code, refused.error()["code"]) == (Exit.ERROR, "role_not_permitted")
 
