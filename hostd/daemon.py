@@ -128,7 +128,7 @@ class _Daemon:
     def register(self, server: Any) -> None:
         """Adds the services to a server."""
         parts = self._parts
-        content = ContentService(parts.orders, parts.sources, parts.sourcing.tell, parts.room.make)
+        content = ContentService(parts.orders, parts.sources, parts.sourcing.tell, parts.room.hold)
         service_pb2_grpc.add_OutputServiceServicer_to_server(OutputService(parts.orders, self._changes), server)
         service_pb2_grpc.add_ExecServiceServicer_to_server(ExecService(parts.orders, self._sessions), server)
         service_pb2_grpc.add_SecretServiceServicer_to_server(SecretService(parts.orders, self._sessions), server)

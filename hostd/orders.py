@@ -212,14 +212,16 @@ class Orders:
         progress = _load(Progress, path)
         if progress.sandbox_id != sandbox_id:
             raise _unreadable(path, "it is another sandbox's, or empty")
-        # A hostd that knew no runs wrote neither of these.
-        bases = progress.output_bases or (0,) * len(progress.agents)
-        progress = replace(progress, run=max(1, progress.run), output_bases=bases)
+        sizes = [_size(self.output_path(sandbox_id, agent.name)) for agent in progress.agents]
+        # A hostd that knew no runs wrote no bases. Output is not fsynced: what a power failure took of earlier runs' is gone, and
+        # this run's follows what is left.
+        known = progress.output_bases or (0,) * len(progress.agents)
+        bases = tuple(min(base, size) for base, size in zip(known, sizes, strict=True))
         agents = tuple(
-            replace(agent, output_bytes=max(0, _size(self.output_path(sandbox_id, agent.name)) - base))
-            for base, agent in zip(bases, progress.agents, strict=True)
+            replace(agent, output_bytes=size - base)
+            for base, size, agent in zip(bases, sizes, progress.agents, strict=True)
         )
-        return replace(progress, agents=agents)
+        return replace(progress, run=max(1, progress.run), output_bases=bases, agents=agents)
 
 
 def _load(kind: type[T], path: Path) -> T:

@@ -5,13 +5,16 @@ A source that is given up is first taken out of the store, so that nobody counts
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from fleet.errors import InvalidSpecError, UnavailableError
+from fleet.model.admission import SOURCE_BYTES_MAX
 from fleet.model.ids import Digest, HostId, Tenant, digest_hex
 from fleet.model.units import MIB
 from fleet.store.keyspace import source_key
@@ -78,32 +81,51 @@ class Room:
         self._named = named
         self._clock = clock
         self._lock = asyncio.Lock()
+        # Of the sources that arrive now.
+        self._coming_bytes: Counter[Tenant] = Counter()
 
-    async def make(self, tenant: Tenant, size_bytes: int) -> None:
-        """Makes room for one more source; raises UnavailableError `sources_exhausted` past the tenant's quota."""
+    @asynccontextmanager
+    async def hold(self, tenant: Tenant, size_bytes: int) -> AsyncIterator[None]:
+        """Makes room for one more source; within it, while the source arrives, that counts as the tenant's.
+
+        Raises UnavailableError `sources_exhausted` past the tenant's quota. Nothing gives way to a source that is too large anyway:
+        whoever takes it in refuses it.
+        """
+        if size_bytes > SOURCE_BYTES_MAX:
+            yield
+            return
         async with self._lock:
-            held = await asyncio.to_thread(self._shelf.list_held)
-            before_s = self._clock() - self._settings.keep_s
-            free = [one for one in held if one.used_at_s < before_s and (one.tenant, one.digest) not in self._named()]
-            quota_bytes = self._settings.quota_mib * MIB
-            over_bytes = sum(one.size_bytes for one in held if one.tenant == tenant) + size_bytes - quota_bytes
-            for one in choose(free, tenant, over_bytes, self._shelf.shortage_bytes(size_bytes)):
-                await self._give_up(one)
-                over_bytes -= one.size_bytes if one.tenant == tenant else 0
-            if over_bytes > 0:
-                message = (
-                    f"tenant {tenant} has {self._settings.quota_mib} MiB of sources on this host, as much as it may"
-                )
-                next_step = "destroy sandboxes whose sources are not needed, and try again after an hour; or send less"
-                raise UnavailableError("sources_exhausted", message, next_step)
+            await self._make(tenant, size_bytes)
+            self._coming_bytes[tenant] += size_bytes
+        try:
+            yield
+        finally:
+            self._coming_bytes[tenant] -= size_bytes
+            # Without those that are at zero: tenants come and go.
+            self._coming_bytes = +self._coming_bytes
 
-    async def _give_up(self, one: HeldSource) -> None:
+    async def _make(self, tenant: Tenant, size_bytes: int) -> None:
+        held = await asyncio.to_thread(self._shelf.list_held)
+        before_s = self._clock() - self._settings.keep_s
+        free = [one for one in held if one.used_at_s < before_s and (one.tenant, one.digest) not in self._named()]
+        held_bytes = sum(one.size_bytes for one in held if one.tenant == tenant) + self._coming_bytes[tenant]
+        over_bytes = held_bytes + size_bytes - self._settings.quota_mib * MIB
+        for one in choose(free, tenant, over_bytes, self._shelf.shortage_bytes(size_bytes)):
+            is_gone = await self._give_up(one)
+            over_bytes -= one.size_bytes if is_gone and one.tenant == tenant else 0
+        if over_bytes > 0:
+            message = f"tenant {tenant} has {self._settings.quota_mib} MiB of sources on this host, as much as it may"
+            next_step = "destroy sandboxes whose sources are not needed, and try again after an hour; or send less"
+            raise UnavailableError("sources_exhausted", message, next_step)
+
+    async def _give_up(self, one: HeldSource) -> bool:
         # Orders may have come while others were given up.
         if (one.tenant, one.digest) in self._named():
-            return
+            return False
         await self._store.transact([], [Delete(source_key(one.tenant, digest_hex(one.digest), self._host_id))])
         await asyncio.to_thread(self._shelf.remove, one.tenant, one.digest)
         log.info("source.evicted", tenant=one.tenant, digest=one.digest, size_bytes=one.size_bytes)
+        return True
 
 
 def choose(free: Sequence[HeldSource], tenant: Tenant, over_bytes: int, shortage_bytes: int) -> Iterator[HeldSource]:

@@ -133,8 +133,8 @@ class Sourcing:
                 first = await self._read(call)
                 if first is grpc.aio.EOF:
                     raise UnavailableError("source_empty", f"host {peer.host_id} sent nothing", "it is tried again")
-                await self._room.make(tenant, first.size_bytes)
-                await self._local.put(tenant, digest, first.size_bytes, self._chunks(first, call))
+                async with self._room.hold(tenant, first.size_bytes):
+                    await self._local.put(tenant, digest, first.size_bytes, self._chunks(first, call))
 
     async def _chunks(self, first: Any, call: Any) -> AsyncIterator[bytes]:
         chunk = first

@@ -1,13 +1,13 @@
 """Takes sources in and gives sources and artifacts out, in chunks that name their offset. The receiver checks the digest."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
 from fleet.errors import InvalidSpecError, NotFoundError
-from fleet.model.admission import SOURCE_BYTES_MAX
 from fleet.model.ids import Digest, SandboxId, Tenant, is_digest, is_dns_label
 from fleet.rpc import CHUNK_BYTES
 from hostd.orders import Orders
@@ -30,11 +30,11 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
         orders: Orders,
         sources: SourcesHeld,
         source_added: Callable[[Tenant, Digest], Any],
-        make_room: Callable[[Tenant, int], Awaitable[None]],
+        hold_room: Callable[[Tenant, int], AbstractAsyncContextManager[None]],
     ) -> None:
         self._orders = orders
         self._sources = sources
-        self._make_room = make_room
+        self._hold_room = hold_room
         self._source_added = source_added
 
     async def HasSource(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 (the stub's names)
@@ -51,10 +51,8 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
         tenant, digest = _check_names(header.tenant, header.digest)
         self._sources.note_use(tenant, digest)
         was_held = self._sources.has(tenant, digest)
-        # What is too large anyway is refused below, and nothing gives way to it.
-        if not was_held and header.size_bytes <= SOURCE_BYTES_MAX:
-            await self._make_room(tenant, header.size_bytes)
-        await self._sources.put(tenant, digest, header.size_bytes, _chunks(request_iterator))
+        async with nullcontext() if was_held else self._hold_room(tenant, header.size_bytes):
+            await self._sources.put(tenant, digest, header.size_bytes, _chunks(request_iterator))
         await self._source_added(tenant, digest)
         return content_pb2.UploadSourceResponse(digest=digest, was_held=was_held)
 

@@ -95,7 +95,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     def register(server: grpc.aio.Server) -> None:
         service_pb2_grpc.add_OutputServiceServicer_to_server(OutputService(orders, changes), server)
         room = Room(HostId(HOST), MemoryStore(time.monotonic), sources, SourceSettings(), named=orders.named_sources)
-        content = ContentService(orders, sources, source_added, room.make)
+        content = ContentService(orders, sources, source_added, room.hold)
         content_pb2_grpc.add_ContentServiceServicer_to_server(content, server)
 
     server, port = await start_server("127.0.0.1:0", tls_files(pki, Role.HOST, HOST), PERMISSIONS, register)

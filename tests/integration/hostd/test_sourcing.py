@@ -18,6 +18,7 @@ from fleet.certificates import create_authority
 from fleet.codec import encode
 from fleet.errors import NotFoundError, NotPermittedError, UnavailableError
 from fleet.identity import Identity, Role, host_server_name
+from fleet.model.admission import SOURCE_BYTES_MAX
 from fleet.model.host import Accelerator, Capacity, HostAlive, HostRecord
 from fleet.model.ids import Digest, HostId, Tenant, digest_hex
 from fleet.model.units import MIB
@@ -89,7 +90,7 @@ class Rack:
 
     async def serve(self, content: Any = None) -> None:
         """Serves `there`; `content` replaces its content service."""
-        service = content or ContentService(self.orders, self.stores[THERE], self.there.tell, self.rooms[THERE].make)
+        service = content or ContentService(self.orders, self.stores[THERE], self.there.tell, self.rooms[THERE].hold)
 
         def register(server: Any) -> None:
             content_pb2_grpc.add_ContentServiceServicer_to_server(service, server)
@@ -223,17 +224,41 @@ async def test_unused_sources_give_way_to_the_quota(rack: Rack) -> None:
     await rack.stores[THERE].put(Tenant("other"), foreign, len(content), once(content))
     rack.named.add((ACME, kept))
     with pytest.raises(UnavailableError) as caught:
-        await rack.rooms[THERE].make(ACME, MIB)
+        await take_room(rack, MIB)
     assert caught.value.code == "sources_exhausted"
     rack.now_s += 3601
-    await rack.rooms[THERE].make(ACME, room_bytes)
+    await take_room(rack, room_bytes)
     assert [rack.stores[THERE].has(ACME, digest) for digest in (old, kept)] == [False, True]
     assert rack.stores[THERE].has(Tenant("other"), foreign)
     assert await rack.store.get(source_key(ACME, digest_hex(old), THERE)) is None
     assert await rack.store.get(source_key(ACME, digest_hex(kept), THERE)) is not None
     with pytest.raises(UnavailableError):
-        await rack.rooms[THERE].make(ACME, MIB)
+        await take_room(rack, MIB)
     assert rack.stores[THERE].has(ACME, kept)
+
+
+async def test_uploads_at_the_same_time_count_together(rack: Rack) -> None:
+    """Of two that fit one by one the second is refused while the first is under way; other tenants are not in its way."""
+    room = rack.rooms[THERE]
+    async with room.hold(ACME, MIB):
+        with pytest.raises(UnavailableError):
+            await take_room(rack, 1)
+        async with room.hold(Tenant("other"), MIB):
+            pass
+    await take_room(rack, MIB)
+
+
+async def test_nothing_gives_way_to_what_is_too_large(rack: Rack) -> None:
+    """A size that no source may have is refused by whoever takes the source in; no other source goes for it."""
+    old = await rack.hold("old")
+    rack.now_s += 3601
+    await take_room(rack, SOURCE_BYTES_MAX + 1)
+    assert rack.stores[THERE].has(ACME, old)
+
+
+async def take_room(rack: Rack, size_bytes: int) -> None:
+    async with rack.rooms[THERE].hold(ACME, size_bytes):
+        pass
 
 
 async def test_a_host_gets_sources_and_nothing_else(rack: Rack) -> None:

@@ -202,7 +202,7 @@ class ObedientHost:
     async def _serve(self) -> None:
         def register(server: grpc.aio.Server) -> None:
             room = Room(self.host_id, self._store, self.sources, SourceSettings(), named=self.orders.named_sources)
-            content = ContentService(self.orders, self.sources, self._source_added, room.make)
+            content = ContentService(self.orders, self.sources, self._source_added, room.hold)
             content_pb2_grpc.add_ContentServiceServicer_to_server(content, server)
             sandbox_grpc.add_OutputServiceServicer_to_server(_CountedOutput(self), server)
 

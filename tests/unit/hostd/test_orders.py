@@ -51,6 +51,17 @@ def test_output_is_counted_anew(orders: Orders, tmp_path: Path) -> None:
     assert Orders(tmp_path).progress[A].agents[0].output_bytes == 5
 
 
+def test_output_that_a_power_failure_took_leaves_no_gap(orders: Orders, tmp_path: Path) -> None:
+    """Where earlier runs' output is shorter than it was, this run's follows what is left, from its own offset 0."""
+    path = orders.output_path(A, "one")
+    orders.put_progress(replace(PROGRESS, run=2, output_bases=(10,)))
+    path.write_bytes(b"hell")
+    again = Orders(tmp_path)
+    assert (again.progress[A].output_bases, again.output_bytes(A, "one")) == ((4,), 0)
+    path.write_bytes(b"hell" + b"new")
+    assert again.output_bytes(A, "one") == 3
+
+
 def test_forgetting_keeps_the_folder_and_removing_keeps_the_order(orders: Orders, tmp_path: Path) -> None:
     """The two are told apart, also after a restart; both may be repeated."""
     orders.forget_order(A)
