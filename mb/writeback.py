@@ -9,7 +9,6 @@ stays inside the folder.
 
 import errno
 import os
-import posixpath
 import secrets
 import stat
 from collections.abc import Sequence
@@ -156,8 +155,11 @@ def _plan_folder(change: Change, here: Here) -> Step:
 
 
 def _stays_inside(path: str, link: str) -> bool:
-    resolved = posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
-    return not link.startswith("/") and resolved != ".." and not resolved.startswith("../")
+    # `..` counts from the folder that it is written in. Behind a name it would count from wherever that name leads, and with
+    # symlinks that each stay inside a chain of them leaves.
+    parts = [part for part in link.split("/") if part not in ("", ".")]
+    ups = next((index for index, part in enumerate(parts) if part != ".."), len(parts))
+    return not link.startswith("/") and ups <= path.count("/") and ".." not in parts[ups:]
 
 
 def _look_at(root: int, change: Change, old: BinaryIO, new: BinaryIO) -> Here:

@@ -94,6 +94,16 @@ def test_nothing_is_written_through_a_symlink(folder: Path, tmp_path: Path) -> N
     assert names_in(outside) == []
 
 
+def test_symlinks_that_stay_inside_do_not_leave_together(folder: Path) -> None:
+    """`dir/up` is the folder itself, so `dir/up/..` is above it, whatever the text of the path looks like."""
+    listed = [{"path": path, "kind": "added"} for path in ("dir/up", "out")]
+    members = [Member("0/dir/up", link=".."), Member("0/out", link="dir/up/../secret")]
+    (folder.parent / "secret").write_text("not yours")
+    steps = write_back(folder, listed, members)
+    assert [step.action for step in steps] == [Action.WRITE, Action.LEAVE]
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.parametrize("target", ["/etc", "../outside", "dir/../../outside", ".."])
 def test_a_symlink_that_leads_outside_is_left(folder: Path, target: str) -> None:
     """An editor that follows it would write where the sandbox wants; one that stays inside is made."""
