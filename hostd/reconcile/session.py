@@ -4,6 +4,7 @@ The guest is hostile: names must be those of the spec, offsets may lie, an artif
 that sandbox and nothing else; from a sandbox that is over nothing is taken any more.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -52,6 +53,11 @@ GUEST_MEMORY_MIB_MAX = 2**24
 # Sixteen agents that fail at once and are started again change 64 times in their first second, and ever more slowly: the pause
 # before a start doubles.
 CHANGES_PER_S, CHANGES_BURST = 8.0, 80.0
+# Each program is two durable lines in the journal that all tenants of a host share: whoever begins them in a loop must not push
+# the others' events out within minutes. A build that runs hundreds of them goes on at the rate.
+EXECS_PER_S, EXECS_BURST = 2.0, 200.0
+# A caller waits this long for its turn; one who is further in debt is told so.
+EXEC_WAIT_S_MAX = 10.0
 # What the driver says and not the guest.
 LINK_EVENTS = frozenset({"disconnected", "broken"})
 
@@ -65,6 +71,8 @@ class _Live:
     heard_at_s: float
     # What its agents' changes may cost: each is written durably.
     changes: Allowance
+    # What the programs that its owner begins may cost.
+    execs: Allowance
     is_collecting: bool = False
     is_stopping: bool = False
     is_powering_off: bool = False
@@ -123,7 +131,8 @@ class Sessions:
         """Begins to listen to a guest."""
         if sandbox_id not in self._live:
             changes = Allowance(CHANGES_PER_S, CHANGES_BURST, self._clock)
-            self._live[sandbox_id] = _Live(self._clock(), changes)
+            execs = Allowance(EXECS_PER_S, EXECS_BURST, self._clock)
+            self._live[sandbox_id] = _Live(self._clock(), changes, execs)
             self._greetings.begin(sandbox_id)
         self._spool.begin(sandbox_id)
         self._links.attach(sandbox_id, link_path, self.receive)
@@ -208,6 +217,7 @@ class Sessions:
             raise UnavailableError("not_running", f"sandbox {order.spec.name} is still starting", next_step)
         if not self._greetings.is_going(sandbox_id):
             raise _link_lost()
+        await _take_turn(live.execs)
         self._book.record(order, "exec.started", program.name, actor)
         try:
             return await self._execs.open(sandbox_id, program)
@@ -333,6 +343,13 @@ class Sessions:
 
     async def _on_failed(self, sandbox_id: SandboxId, message: LinkMessage) -> None:
         self._book.save(fail(self._book.progress(sandbox_id), parse_failure(message.fields)))
+
+
+async def _take_turn(execs: Allowance) -> None:
+    if execs.spend(0.0) > EXEC_WAIT_S_MAX:
+        message = f"the sandbox is given more than {EXECS_PER_S:.0f} programs a second for long"
+        raise UnavailableError("execs_exhausted", message, "wait a moment; run a script that runs them all")
+    await asyncio.sleep(execs.spend(1.0))
 
 
 def _no_longer_running() -> ConflictError:

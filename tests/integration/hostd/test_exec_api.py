@@ -36,10 +36,11 @@ from hostd.orders import Orders
 from hostd.reconcile.execs import EXECS_MAX, Program
 from hostd.reconcile.patience import SECRETS_AWAITED
 from hostd.reconcile.progress import begin
-from hostd.reconcile.session import Sessions
+from hostd.reconcile.session import EXECS_BURST, Sessions
 from hostd.reconcile.state import BootFiles, Machine
 from provisioning.embedded.pki import add_certificate, tls_files
 from tests.integration.hostd.parts import ACME, HOST, A, B
+from tests.integration.hostd.talk import Talk
 
 pytestmark = pytest.mark.timeout(60)
 DIGEST = Digest("sha256:" + "0" * 64)
@@ -183,6 +184,23 @@ async def test_a_program_that_found_no_place_is_written_down_to_its_end(site: Si
         ("exec.ended", "exit: execs_exhausted"),
     ]
     assert len(crowd) == EXECS_MAX
+
+
+async def test_programs_in_a_loop_do_not_push_others_out_of_the_journal(tmp_path: Path) -> None:
+    """One tenant's loop writes so many lines and then at a rate: the journal is one for all tenants of a host."""
+    talk = Talk(tmp_path)
+    await talk.run()
+    refused = 0
+    for _ in range(3 * int(EXECS_BURST)):
+        talk.sessions.note_exec_end(talk.orders.orders[A], Program(("true",), "/"), "exit code 0")
+        opening = asyncio.create_task(talk.sessions.open_exec(A, Program(("true",), "/")))
+        await asyncio.sleep(0)
+        opening.cancel()
+        (ended,) = await asyncio.gather(opening, return_exceptions=True)
+        refused += isinstance(ended, UnavailableError) and "a second" in ended.message
+    events, _ = talk.orders.journal.read(Cursor(), A)
+    assert sum(event.kind == "exec.started" for event in events) <= EXECS_BURST
+    assert refused
 
 
 async def test_input_goes_in_and_comes_back(site: Site) -> None:
