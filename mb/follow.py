@@ -63,17 +63,37 @@ async def wait_result(client: Client, sandbox: Sandbox, ended: Collection[str], 
     return seen
 
 
+async def wait_stopped(client: Client, sandbox: Sandbox, notify: Notify) -> Sandbox:
+    """The sandbox once its VM has ended and its host has let go of it, so that a start is not too early."""
+    seen, say_lost = sandbox, _lost_once(notify)
+    with suppress(NotFoundError):
+        async for seen in watch_sandbox(client, sandbox.sandbox_id, notify):
+            say_lost(seen)
+            if seen.phase in _OVER and (seen.status is None or seen.status.released):
+                break
+    return seen
+
+
 async def wait_removed(client: Client, sandbox: Sandbox, notify: Notify) -> None:
     """Returns once nothing of the sandbox is left; `notify` hears of a host that is away, for it may be so for long."""
-    told = ""
-    try:
+    say_lost = _lost_once(notify)
+    with suppress(NotFoundError):
         async for seen in watch_sandbox(client, sandbox.sandbox_id, notify):
-            reason = seen.status.reason if seen.status else None
-            if reason is not None and reason.code == "host_lost" and reason.message != told:
-                told = reason.message
-                notify(f"{told}; Ctrl-C lets go, and the wish stays")
-    except NotFoundError:
-        return
+            say_lost(seen)
+
+
+def _lost_once(notify: Notify) -> Callable[[Sandbox], None]:
+    """Tells that a sandbox's host is away, once."""
+    told = ""
+
+    def say(seen: Sandbox) -> None:
+        nonlocal told
+        reason = seen.status.reason if seen.status else None
+        if reason is not None and reason.code == "host_lost" and reason.message != told:
+            told = reason.message
+            notify(f"{told}; Ctrl-C lets go, and the wish stays")
+
+    return say
 
 
 async def watch_to_end(

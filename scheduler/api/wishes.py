@@ -38,14 +38,19 @@ def start(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
     status = current_status(record, snapshot)
     if status is None or status.phase not in ENDED_PHASES:
         if record.goal is Goal.STOP:
-            raise ConflictError("not_stopped", f"sandbox {name} is still being stopped", "wait, then start it again")
+            raise _still_stopping(name)
         raise ConflictError("not_stopped", f"sandbox {name} is not stopped", "it runs already, or waits for a host")
     if status.phase is not Phase.STOPPED:
         message = f"sandbox {name} has {status.phase}, and with that its disk is gone"
         raise ConflictError("not_stopped", message, "run it anew with mb up")
     if not status.released:
-        raise ConflictError("not_stopped", f"sandbox {name} is still being stopped", "wait, then start it again")
+        raise _still_stopping(name)
     return replace(record, goal=Goal.RUN, generation=record.generation + 1, run=max(1, record.run) + 1)
+
+
+def _still_stopping(name: str) -> ConflictError:
+    next_step = f"mb stop {name} --wait, then start it again"
+    return ConflictError("not_stopped", f"sandbox {name} is still being stopped", next_step)
 
 
 def remove(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:  # noqa: ARG001 (one shape for all wishes)

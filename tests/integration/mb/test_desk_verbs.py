@@ -54,6 +54,21 @@ async def test_stop_of_an_ended_sandbox_says_so(line: Mb, desk: Desk) -> None:
     assert "is asked to stop" in (await line.run("stop", NAME)).stdout
 
 
+async def test_stop_waits_until_a_start_is_possible(line: Mb, desk: Desk) -> None:
+    """With --wait mb returns when the host has let go of it, not when its phase says stopped."""
+    one = sandbox(phase=Phase.RUNNING)
+    assert one.status is not None
+    desk.put(one)
+    process = await line.start("stop", NAME, "--wait")
+    await desk.until(lambda: ("stop", NAME) in desk.asked)
+    desk.put(replace(one, phase=Phase.STOPPED, status=replace(one.status, phase=Phase.STOPPED, released=False)))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(process.wait(), 0.5)
+    desk.put(replace(one, phase=Phase.STOPPED, status=replace(one.status, phase=Phase.STOPPED, released=True)))
+    ended = await end_of(process)
+    assert (ended.code, ended.stdout) == (0, f"{NAME} is stopped\n")
+
+
 async def test_start_of_what_is_not_stopped(line: Mb, desk: Desk) -> None:
     """The scheduler's refusal, with its next step; a stopped one starts."""
     desk.put(sandbox(phase=Phase.RUNNING))
