@@ -92,7 +92,7 @@ def _measure(fleet: EmbeddedFleet, folder: Path, options: argparse.Namespace) ->
 
 
 def _read_memory(fleet: EmbeddedFleet) -> dict[str, float]:
-    (usage,) = json.loads(run_mb(fleet, "top", "--json"))["usages"]
+    (usage,) = json.loads(run_mb(fleet, "top", "--json"))["uses"]
     return {"VMM": usage["vmm_memory_mib"], "guest in use": usage["guest_memory_mib"]}
 
 
