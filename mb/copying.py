@@ -25,7 +25,7 @@ from mb.client import Client
 from mb.console import Outbox
 from mb.program import ROOT, USERS, Ended, Printed, Program
 from mb.tarread import Node, NodeKind, read_nodes, tar_invalid
-from mb.writeback import Action, Choices, Step, apply_writeback, look, plan_writeback
+from mb.writeback import Action, Choices, Step, apply_writeback, left_alone, look, plan_writeback
 
 # What a guest's tools may say about a failure.
 SAID_BYTES_MAX = 4 * KIB
@@ -176,19 +176,11 @@ def _write_out(folder: Path, nodes: list[Node], stream: BinaryIO, with_git: bool
         message = f"nothing was written: {folder / first.change.path} is in the way ({first.reason})"
         raise ConflictError("in_the_way", message, "move it, or name another place")
     apply_writeback(folder, steps, stream)
-    return Copied(sum(node.size_bytes for node in nodes), _count(steps, Action.WRITE), _left(steps))
+    return Copied(sum(node.size_bytes for node in nodes), _count(steps, Action.WRITE), left_alone(steps))
 
 
 def _count(steps: list[Step], action: Action) -> int:
     return sum(step.action is action for step in steps)
-
-
-def _left(steps: list[Step]) -> dict[str, int]:
-    left: dict[str, int] = {}
-    for step in steps:
-        if step.action is Action.LEAVE:
-            left[step.reason] = left.get(step.reason, 0) + 1
-    return left
 
 
 async def _feed(guest: Guest, words: tuple[str, ...], produce: Produce, said: Say) -> Copied:

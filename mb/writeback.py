@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -71,6 +71,15 @@ class Step:
 def plan_writeback(changes: Sequence[Change], here: Sequence[Here], choices: Choices) -> list[Step]:
     """What to do about each change, given what is there. PURE."""
     return [_plan_one(change, found, choices) for change, found in zip(changes, here, strict=True)]
+
+
+def left_alone(steps: Iterable[Step]) -> dict[str, int]:
+    """How many paths are left as they are, by reason. PURE."""
+    left: dict[str, int] = {}
+    for step in steps:
+        if step.action is Action.LEAVE:
+            left[step.reason] = left.get(step.reason, 0) + 1
+    return left
 
 
 def look(folder: Path, changes: Sequence[Change], old: BinaryIO, new: BinaryIO) -> list[Here]:

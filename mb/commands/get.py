@@ -9,7 +9,7 @@ import click
 from fleet.errors import ConflictError, HostFaultError
 from mb.commands.options import call, examples, json_option, name_argument, print_json
 from mb.render.text import clean, count
-from mb.writeback import Action, Choices, Step, apply_writeback, look, plan_writeback
+from mb.writeback import Action, Choices, Step, apply_writeback, left_alone, look, plan_writeback
 
 if TYPE_CHECKING:
     from mb.client import Client
@@ -120,11 +120,7 @@ def _print_steps(steps: list[tuple[Path, Step]]) -> None:
         path = clean(str(folder / step.change.path))
         if step.action in (Action.WRITE, Action.DELETE):
             click.echo(f"{'wrote' if step.action is Action.WRITE else 'deleted'} {path}")
-    left: dict[str, int] = {}
-    for _, step in steps:
-        if step.action is Action.LEAVE:
-            left[step.reason] = left.get(step.reason, 0) + 1
-    for reason, number in left.items():
+    for reason, number in left_alone(step for _, step in steps).items():
         click.echo(f"left alone: {count(number, 'path')}: {reason}", err=True)
     if not any(step.action in (Action.WRITE, Action.DELETE) for _, step in steps):
         click.echo("nothing to write", err=True)
