@@ -12,6 +12,8 @@ import structlog
 
 # A field longer than this is cut: a hostile name or error text must not fill the log.
 FIELD_CHARS_MAX = 2000
+# The field that format_exc_info makes of an error.
+TRACE = "exception"
 
 
 def configure_logging(program: str, level: str = "info") -> None:
@@ -33,7 +35,12 @@ def configure_logging(program: str, level: str = "info") -> None:
 
 
 def _cut_fields(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
-    return {key: _cut(value) for key, value in event.items()}
+    return {key: _cut_trace(value) if key == TRACE else _cut(value) for key, value in event.items()}
+
+
+def _cut_trace(trace: str) -> str:
+    # Its last line says what went wrong, its first lines only how it came there.
+    return "…" + trace[-FIELD_CHARS_MAX:] if len(trace) > FIELD_CHARS_MAX else trace
 
 
 def _cut(value: Any) -> Any:

@@ -57,3 +57,19 @@ def test_the_level_holds() -> None:
     """Below it nothing is written."""
     events = [line["event"] for line in run("log.debug('a'); log.info('b'); log.warning('c')", "warning")]
     assert events == ["c"]
+
+
+def test_a_long_trace_keeps_its_end() -> None:
+    """What went wrong stands in the last line, however deep it happened."""
+    # Two that call each other: Python sums up one that calls itself.
+    code = """
+def f(n): g(n)
+def g(n): 1 / n if n == 0 else f(n - 1)
+try:
+    f(60)
+except ZeroDivisionError as error:
+    log.error('thing.crashed', exc_info=error)
+"""
+    (line,) = run(code)
+    assert str(line["exception"]).endswith("ZeroDivisionError: division by zero")
+    assert len(str(line["exception"])) == FIELD_CHARS_MAX + 1
