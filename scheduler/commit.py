@@ -56,7 +56,7 @@ TOMBSTONE_S = 3600.0
 EVENTS_LEASE_DAY_S = 24 * 3600.0
 EVENTS_KEPT_S = 8 * EVENTS_LEASE_DAY_S
 # Removed sandboxes of one tenant in a day whose events are kept: with eight events each, some 6 MB in the store. Of those past that
-# only the removal is told.
+# only the removal is told, for as long as the id is taken.
 HISTORIES_MAX = 2000
 # A thousand sandboxes that are removed at once are read in a fraction of a second, and the store has other callers.
 READS_AT_ONCE = 32
@@ -242,9 +242,12 @@ def _remove(snapshot: Snapshot, removal: Removal, departure: Departure, place: i
         keys.append(name_key(owner.tenant, owner.spec.name))
     writes: list[Write] = [Delete(key) for key in keys]
     writes.append(Put(tombstone_key(sandbox_id), owner.tenant.encode(), departure.tombstone_lease))
-    last = events.removed(owner, departure.now_ms, departure.event_lease, place)
+    is_past = sandbox_id in departure.past
+    # Whoever follows hears of it. Kept for a week, what a loop removes day and night would fill the store.
+    lease_id = departure.tombstone_lease if is_past else departure.event_lease
+    last = events.removed(owner, departure.now_ms, lease_id, place)
     told = [entry for entry in departure.told.get(sandbox_id, ()) if entry.key != last.key]
-    if sandbox_id in departure.past:
+    if is_past:
         writes += [Delete(entry.key) for entry in told]
     else:
         writes += events.kept(told, departure.event_lease)

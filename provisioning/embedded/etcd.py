@@ -12,6 +12,8 @@ from provisioning.embedded.process import Program, start_program
 
 LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 0.5
+# The most that etcd recommends.
+QUOTA_BYTES = 8 * 1024**3
 
 
 def free_ports(count: int) -> list[int]:
@@ -51,7 +53,8 @@ def start_etcd(folder: Path, pki: Path, client_port: int, peer_port: int) -> Pro
         f"--peer-cert-file={files.certificate}",
         f"--peer-key-file={files.key}",
         "--auto-compaction-mode=periodic",
-        "--auto-compaction-retention=1h",
+        "--auto-compaction-retention=10m",
+        f"--quota-backend-bytes={QUOTA_BYTES}",
         "--logger=zap",
         *lists,
     ]

@@ -11,6 +11,9 @@ from fleet.identity import Identity
 # thousand guarded transactions a second.
 WRITES_AT_ONCE = 500.0
 WRITES_PER_S = 50.0
+# What is written stays in the store's history until that is compacted, and a record is written anew by each change of its goal:
+# past so many bytes it counts as several changes. An ordinary one has 1 to 2 KiB, the largest 170.
+WRITE_BYTES = 2048
 # Callers that are remembered; past it those go that have been still for long, and forgetting these changes nothing.
 CALLERS_MAX = 1000
 
@@ -26,8 +29,19 @@ class WriteLimit:
         """Counts one change; raises UnavailableError `calls_exhausted` for one too many."""
         self.take_for(caller_of(context))
 
-    def take_for(self, caller: Identity) -> None:
+    def charge(self, context: Any, size_bytes: int) -> None:
+        """Counts what a change that was taken writes beyond WRITE_BYTES; on credit, so that the largest can be made."""
+        self.charge_for(caller_of(context), size_bytes)
+
+    def charge_for(self, caller: Identity, size_bytes: int) -> None:
         """The same for a caller that is known."""
+        now_s = self._clock()
+        more = max(0, size_bytes - 1) // WRITE_BYTES
+        if more:
+            self._left[caller] = (self._refilled(caller, now_s) - more, now_s)
+
+    def take_for(self, caller: Identity) -> None:
+        """The same as `take` for a caller that is known."""
         now_s = self._clock()
         left = self._refilled(caller, now_s)
         if left < 1.0:

@@ -68,6 +68,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
             snapshot = self._state.fresh()
             check_spec(snapshot, tenant, spec)
             record = SandboxRecord(sandbox_id, tenant, spec, Goal.RUN, 1, self._now_ms())
+            self._writes.charge(context, request.spec.ByteSize())
             return to_message(await self._create(record, actor_of(context)))
         record = decode(SandboxRecord, known.value)
         if record.spec != spec:
@@ -163,6 +164,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
                 return await self._seen(current, known.mod_revision)
             # What the wish was decided on: whether its host says that the sandbox has ended.
             status = _status_of(current, snapshot)
+            self._writes.charge(context, len(known.value))
             told = events.goal_changed(current, wanted, actor_of(context), cause, self._now_ms())
             writes = [Put(key, encode(wanted)), *told]
             committed = await self._store.transact([Unmoved(key, known.mod_revision), *status], writes)

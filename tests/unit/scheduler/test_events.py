@@ -115,7 +115,7 @@ def test_a_refusal_is_told_when_it_is_news() -> None:
 
 
 def test_past_the_days_limit_only_the_removal_is_told() -> None:
-    """A tenant that creates and removes without end fills no store: the rest of such a history goes at once."""
+    """A tenant that creates and removes without end fills no store: such a history goes at once, its end in hours."""
     entries = [KeyValue(events.created(record(), ACTOR).key, events.created(record(), ACTOR).value, 1, 1)]
     ids = frozenset([record().sandbox_id])
     removal = Removal(record().sandbox_id, record(), None)
@@ -125,6 +125,8 @@ def test_past_the_days_limit_only_the_removal_is_told() -> None:
         kept = {write.key: isinstance(write, Put) for write in change.writes if write.key.startswith(EVENTS)}
         assert kept[entries[0].key] is (past != ids)
         assert sum(kept.values()) == (1 if past else 2)
+        leases = {write.lease_id for write in change.writes if isinstance(write, Put) and write.key.startswith(EVENTS)}
+        assert leases == {1 if past else 2}
 
 
 async def test_a_removal_that_is_tried_again_counts_once() -> None:

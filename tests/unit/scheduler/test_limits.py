@@ -1,10 +1,12 @@
 """How fast one caller may change things, and what one caller's haste costs the others: nothing."""
 
+from contextlib import suppress
+
 import pytest
 
 from fleet.errors import UnavailableError
 from fleet.identity import Identity, Role
-from scheduler.api.limits import CALLERS_MAX, WRITES_AT_ONCE, WRITES_PER_S, WriteLimit
+from scheduler.api.limits import CALLERS_MAX, WRITE_BYTES, WRITES_AT_ONCE, WRITES_PER_S, WriteLimit
 
 HASTY, OTHER = Identity(Role.TENANT, "hasty"), Identity(Role.TENANT, "other")
 
@@ -38,6 +40,19 @@ def test_a_burst_then_a_rate() -> None:
     assert taken(limit, HASTY) == 2 * WRITES_PER_S
     clock.now_s += 1e6
     assert taken(limit, HASTY) == WRITES_AT_ONCE
+
+
+def test_large_records_count_as_several_changes() -> None:
+    """What fills the store's history is bytes: a tenant's largest records, changed as fast as it may, are 100 KB a second of it."""
+    clock = Clock()
+    limit, size_bytes, written = WriteLimit(clock), 170 * 1024, 0
+    for _ in range(100 * 60):
+        clock.now_s += 0.01
+        with suppress(UnavailableError):
+            limit.take_for(HASTY)
+            limit.charge_for(HASTY, size_bytes)
+            written += size_bytes
+    assert size_bytes < written <= (WRITES_AT_ONCE + 60 * WRITES_PER_S) * WRITE_BYTES + size_bytes
 
 
 def test_callers_do_not_share() -> None:
