@@ -47,6 +47,8 @@ def address_of(peer: str) -> str:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return "unknown"
+    # A listener for both kinds sees an IPv4 peer so: all of them lie in one /64.
+    address = getattr(address, "ipv4_mapped", None) or address
     if address.version == 4:
         return str(address)
     return str(ipaddress.ip_network((address, IPV6_PREFIX), strict=False))

@@ -43,6 +43,7 @@ PEERS = {
     "ipv6:[::1]:4711": "::/64",
     "ipv6:%5B2001:db8::5%5D:4711": "2001:db8::/64",
     "ipv6:[fe80::1%eth0]:1": "fe80::/64",
+    "ipv6:[::ffff:10.0.0.7]:4711": "10.0.0.7",
     "unix:": "unknown",
     "": "unknown",
 }
@@ -50,5 +51,5 @@ PEERS = {
 
 @pytest.mark.parametrize(("peer", "address"), PEERS.items())
 def test_a_peers_address(peer: str, address: str) -> None:
-    """Without its port; of IPv6 the network, for one machine has all of it."""
+    """Without its port; of IPv6 the network, for one machine has all of it, but IPv4 on a listener for both stays itself."""
     assert address_of(peer) == address
