@@ -186,7 +186,7 @@ def _check_guest_path(field: str, path: str) -> Iterator[FieldRefusal]:
 def _check_agents(spec: SandboxSpec) -> Iterator[FieldRefusal]:
     agents = spec.agents
     if not agents:
-        yield _wrong("agents", "there is no agent to run", "name at least one")
+        yield _wrong("agents", "there is no agent to run", "name at least one, in a table [agent]")
     if len(agents) > AGENTS_MAX:
         yield _wrong("agents", f"{len(agents)} agents are more than {AGENTS_MAX}", "share them out over sandboxes")
     names = [agent.name for agent in agents]

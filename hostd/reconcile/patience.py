@@ -44,9 +44,7 @@ ARTIFACT_STALLED = Reason(
     "the guest did not finish its artifact in time",
     "its output is there: mb logs NAME; submit it again",
 )
-SECRETS_AWAITED = Reason(
-    "secrets_awaited", "the sandbox waits for the values of its secrets", "mb up or mb start sends them, and waits"
-)
+SECRETS_AWAITED = Reason("secrets_awaited", "the sandbox waits for the values of its secrets", "mb secret send NAME")
 SECRETS_MISSING = Reason(
     "secrets_missing",
     f"the values of its secrets did not come within {SECRETS_S_MAX / 60:.0f} min",

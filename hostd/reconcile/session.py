@@ -353,7 +353,8 @@ async def _take_turn(execs: Allowance) -> None:
 
 
 def _no_longer_running() -> ConflictError:
-    return ConflictError("not_running", "the sandbox's agents run no more", "see mb status NAME; mb up runs it anew")
+    next_step = "mb start NAME once it is stopped; else mb destroy NAME, then mb up"
+    return ConflictError("not_running", "the sandbox's agents run no more", next_step)
 
 
 def _link_lost() -> UnavailableError:

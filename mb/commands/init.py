@@ -27,12 +27,12 @@ guest = "/workspace"           # agents change a copy: see mb diff and mb get
 
 [agent]
 harness = "custom"
-command = "python3 -m unittest -v"    # a shell line, or a list such as ["python3", "fix.py"]
+command = "python3 -m unittest -v"    # a shell line; or a list: ["python3", "a.py"]
 timeout = "10m"                # then TERM, and KILL after grace_period
 # grace_period = "30s"
 # restart = "on-failure"       # or "always"; max_restarts = 3 bounds it
 # memory = "1GiB"              # of the sandbox's; pid_limit = 512
-# env = {{ LANG = "${{LANG}}" }}   # the agent's whole environment besides PATH and HOME
+# env = {{ LANG = "${{LANG}}" }}   # nothing else of yours passes
 # session = "main"             # a terminal to watch and type in: mb attach
 # replicas = 3                 # copies: custom-0, custom-1, custom-2
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fleet.errors import InvalidSpecError
+from fleet.model.sandbox import Phase
 from mb.commands.options import call, examples, json_option, name_argument, print_json
 from mb.render.progress import Progress
 from mb.render.sandbox import to_json
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fleet.model.assignment import Sandbox
     from mb.client import Client
 
+_NO_START = frozenset({Phase.RUNNING, Phase.COMPLETED, Phase.FAILED, Phase.REMOVING})
 _EXAMPLES = examples(
     "mb start fix-tests              run it again, on the disk it has",
     "mb start fix-tests agents/fix   with the secrets of that jcard",
@@ -45,7 +47,8 @@ async def _start(client: "Client", name: str, path: Path | None) -> "Sandbox":
 
     sandbox = await client.get_sandbox(name)
     values: dict[str, bytes] = {}
-    if sandbox.spec.secrets:
+    # A start of one that runs, or has no disk any more, is refused or changes nothing: no secret is needed to hear that.
+    if sandbox.spec.secrets and sandbox.phase not in _NO_START:
         if path is None:
             message = f"{sandbox.spec.name} needs its secrets again: {', '.join(sandbox.spec.secrets)}"
             next_step = f"name the jcard that has them: mb start {sandbox.spec.name} PATH"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fleet.model.sandbox import ENDED_PHASES, Goal
+from fleet.model.sandbox import ENDED_PHASES, Goal, Phase
 from mb.commands.options import call, examples, json_option, name_argument, notify, print_json
 from mb.render.sandbox import to_json
 
@@ -31,6 +31,8 @@ def command(ctx: click.Context, name: str, *, wait: bool, as_json: bool) -> None
     asked, sandbox = call(ctx, lambda client: _stop(client, name, wait=wait))
     if as_json:
         print_json(to_json(sandbox))
+    elif asked.phase is Phase.STOPPED and not asked.host_id:
+        click.echo(f"{asked.spec.name} is stopped; it had no host yet")
     elif asked.phase in ENDED_PHASES and asked.goal is not Goal.REMOVE:
         click.echo(f"{asked.spec.name} has ended already ({asked.phase}); nothing changes")
     elif wait:

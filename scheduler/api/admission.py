@@ -48,8 +48,9 @@ def explain_conflict(
     if is_claimed:
         return id_reused(record.sandbox_id)
     if name_holder is not None:
-        message = f"the name {record.spec.name} is taken by sandbox {name_holder}"
-        return ConflictError("name_taken", message, "choose another name, or destroy that sandbox with mb destroy")
+        name = record.spec.name
+        message = f"the name {name} is taken by sandbox {name_holder}"
+        return ConflictError("name_taken", message, f"mb destroy {name} first, or choose another with --name")
     return UnavailableError("create_outrun", "other changes were faster", "try again")
 
 

@@ -30,7 +30,7 @@ def start(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
         return record
     name, assignment = record.spec.name, snapshot.assignment_of(record)
     if record.goal is Goal.REMOVE:
-        raise ConflictError("not_stopped", f"sandbox {name} is being removed", "run it anew with mb up")
+        raise ConflictError("not_stopped", f"sandbox {name} is being removed", "mb up, once it is gone")
     if record.goal is Goal.STOP and assignment is None:
         # It was stopped before it had a host, so this is its first run still.
         return replace(record, goal=Goal.RUN, generation=record.generation + 1)
@@ -42,7 +42,7 @@ def start(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
         raise ConflictError("not_stopped", f"sandbox {name} is not stopped", "it runs already, or waits for a host")
     if status.phase is not Phase.STOPPED:
         message = f"sandbox {name} has {status.phase}, and with that its disk is gone"
-        raise ConflictError("not_stopped", message, "run it anew with mb up")
+        raise ConflictError("not_stopped", message, f"run it anew: mb destroy {name}, then mb up")
     if not status.released:
         raise _still_stopping(name)
     return replace(record, goal=Goal.RUN, generation=record.generation + 1, run=max(1, record.run) + 1)

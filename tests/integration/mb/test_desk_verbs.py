@@ -79,6 +79,19 @@ async def test_start_of_what_is_not_stopped(line: Mb, desk: Desk) -> None:
     assert desk.asked == [("start", NAME)]
 
 
+async def test_a_running_sandbox_is_not_asked_for_secrets(line: Mb, desk: Desk) -> None:
+    """A start of what runs is refused as that, not for want of a jcard."""
+    with_secrets(desk, Phase.RUNNING)
+    refused = await line.run("start", NAME, "--json")
+    assert (refused.code, refused.error()["code"]) == (Exit.ERROR, "not_stopped")
+
+
+async def test_stop_of_what_had_no_host(line: Mb, desk: Desk) -> None:
+    """It is stopped by that alone, which is not "nothing changes"."""
+    desk.put(replace(sandbox(phase=Phase.STOPPED), host_id="", status=None))
+    assert (await line.run("stop", NAME)).stdout == f"{NAME} is stopped; it had no host yet\n"
+
+
 async def test_start_sends_the_secrets_again(line: Mb, desk: Desk, jcard: Path) -> None:
     """Without a jcard nothing is started; with one the values go when they are asked for, and are printed nowhere."""
     with_secrets(desk, Phase.STOPPED)
