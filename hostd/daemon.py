@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -13,8 +13,8 @@ from bedplate.content.v1 import content_pb2_grpc
 from bedplate.sandbox.v1 import event_pb2_grpc, service_pb2_grpc
 from fleet.errors import BedplateError
 from fleet.model.host import Accelerator, HostImage, HostRecord
-from fleet.model.ids import HostId
-from fleet.model.sandbox import NetworkMode
+from fleet.model.ids import Digest, HostId
+from fleet.model.sandbox import Goal, NetworkMode
 from fleet.revocation import Revocations
 from fleet.server import STOP_GRACE_S, start_server
 from fleet.store.keyspace import host_assignments
@@ -72,7 +72,7 @@ class Parts:
 class TaggedImages(Images, Protocol):
     """Images that also list what may be asked for by name."""
 
-    async def list_images(self) -> tuple[HostImage, ...]: ...
+    async def list_images(self, named: Set[Digest]) -> tuple[HostImage, ...]: ...
 
 
 class HeldSources(SourcesHeld, LocalSources, Protocol):
@@ -165,7 +165,7 @@ class _Daemon:
             address=address,
             capacity=read_capacity(config.inventory.capacity, config.state_dir, config.state_dir / SCRATCH_DIR),
             labels=read_labels(config.inventory),
-            images=await self._parts.images.list_images(),
+            images=await self._parts.images.list_images(_named_images(self._parts.orders)),
             accelerator=self._parts.accelerator,
             accelerator_reason=self._parts.accelerator_reason,
             network_modes=(NetworkMode.NONE, NetworkMode.CLOSED),
@@ -207,6 +207,11 @@ class _Daemon:
                 await self._registration.update(await self.describe(address))
             except BedplateError as error:
                 log.warning("host.unrefreshed", code=error.code, error=error.message)
+
+
+def _named_images(orders: Orders) -> frozenset[Digest]:
+    """The images that sandboxes here were or will be started from: a stopped one starts again on its own only."""
+    return frozenset(order.image_digest for order in orders.orders.values() if order.goal is not Goal.REMOVE)
 
 
 def now() -> datetime.datetime:

@@ -6,6 +6,9 @@ from enum import StrEnum
 from fleet.model.ids import Digest, HostId
 from fleet.model.sandbox import Label, NetworkMode, Resources
 
+# The name of an image that no tag points at: nobody can ask for it, a started sandbox has it by its digest.
+UNTAGGED = ""
+
 
 class Accelerator(StrEnum):
     """What a probe guest booted on."""
@@ -27,7 +30,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class HostImage:
-    """An image that a host holds, verified; `name` carries the tag."""
+    """An image that a host holds, verified; `name` carries the tag, and is UNTAGGED for one that only a sandbox there needs."""
 
     name: str
     digest: Digest

@@ -17,7 +17,7 @@ def render_hosts(hosts: Sequence[Host]) -> list[str]:
         line
         for host in ordered
         for image in host.record.images
-        for line in wrap("image", f"{image.name} {image.digest[:19]}… on {host.record.host_id}", 7)
+        for line in wrap("image", f"{image.name or '(no tag)'} {image.digest[:19]}… on {host.record.host_id}", 7)
     ]
     reasons = [
         line

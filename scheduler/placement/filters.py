@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fleet.model.assignment import Refusal, RefusalReason
-from fleet.model.host import Capacity, HostRecord, overhead_mib
+from fleet.model.host import UNTAGGED, Capacity, HostRecord, overhead_mib
 from fleet.model.ids import NO_DIGEST, Digest, SandboxId
 from fleet.model.sandbox import ImageRef, SandboxSpec
 
@@ -109,7 +109,7 @@ def _explain_image(spec: SandboxSpec, _excluded: Sequence[Candidate]) -> str:
 def _despair_image(spec: SandboxSpec, empty: Sequence[Candidate]) -> str:
     if spec.image.name == ANY_NAME:
         return f"its host does not hold {_wanted_image(spec)} any more, on which its disk lies"
-    known = sorted({image.name for one in empty for image in one.record.images})
+    known = sorted({image.name for one in empty for image in one.record.images} - {UNTAGGED})
     more = ", …" if len(known) > IMAGES_NAMED_MAX else ""
     return f"no host has {_wanted_image(spec)}; known: {', '.join(known[:IMAGES_NAMED_MAX]) or 'none'}{more}"
 

@@ -74,7 +74,7 @@ class HostImage(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"base:latest" """
+    """"base:latest"; empty when no tag points at it any more and only sandboxes there need it"""
     digest: _builtins.str
     def __init__(
         self,

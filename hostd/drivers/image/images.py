@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import stat
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import structlog
 
 from fleet.errors import HostFaultError
-from fleet.model.host import HostImage
+from fleet.model.host import UNTAGGED, HostImage
 from fleet.model.ids import Digest, digest_hex, is_digest
 from hostd.reconcile.state import BootFiles
 from hostd.reconcile.words import LINK_VERSION
@@ -63,18 +64,23 @@ class ImageStore:
         # What was last said of each tag that cannot be used, so that it is said once.
         self._refused: dict[str, str] = {}
 
-    async def list_images(self) -> tuple[HostImage, ...]:
-        """The tagged images whose every byte was verified, by name; broken ones are left out, ensure_image says why."""
+    async def list_images(self, named: Set[Digest] = frozenset()) -> tuple[HostImage, ...]:
+        """The images whose every byte was verified: the tagged, by name, then those `named` that no tag points at, without a name.
+
+        Broken ones are left out, ensure_image says why.
+        """
+        tags = _read_tags(self._images_dir)
+        untagged = ((UNTAGGED, digest) for digest in sorted(named - set(tags.values())))
         images = []
-        for name, digest in sorted(_read_tags(self._images_dir).items()):
+        for name, digest in (*sorted(tags.items()), *untagged):
             try:
                 await self.check_image(digest)
             except HostFaultError as error:
-                if self._refused.get(name) != error.message:
-                    self._refused[name] = error.message
-                    log.warning("image.refused", image=name, code=error.code, error=error.message)
+                if self._refused.get(name or digest) != error.message:
+                    self._refused[name or digest] = error.message
+                    log.warning("image.refused", image=name or digest, code=error.code, error=error.message)
                 continue
-            self._refused.pop(name, None)
+            self._refused.pop(name or digest, None)
             images.append(HostImage(name, digest))
         return tuple(images)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fleet.errors import HostFaultError
-from fleet.model.host import HostImage
+from fleet.model.host import UNTAGGED, HostImage
 from fleet.model.ids import Digest
 from hostd.drivers.image import ImageStore
 
@@ -148,6 +148,16 @@ async def test_odd_tags_are_left_out(tmp_path: Path) -> None:
     (tags / "long:latest").write_text(digest + "0" * 100)
     (tags / ".half").write_text(digest)
     assert await ImageStore(tmp_path).list_images() == (HostImage("base:latest", digest),)
+
+
+async def test_an_image_without_a_tag_is_listed_for_those_who_need_it(tmp_path: Path) -> None:
+    """A tag that moved on takes no stopped sandbox's image away; nobody can ask for it by a name."""
+    _, old = put_image(tmp_path, manifest_of())
+    (tmp_path / "tags" / "base:latest").unlink()
+    store = ImageStore(tmp_path)
+    assert await store.list_images() == ()
+    assert await store.list_images({old}) == (HostImage(UNTAGGED, old),)
+    assert await store.list_images({old, Digest("sha256:" + "0" * 64)}) == (HostImage(UNTAGGED, old),)
 
 
 async def test_no_folder_is_no_image(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fleet.model.assignment import Assignment
-from fleet.model.host import Capacity, HostImage, HostRecord
+from fleet.model.host import UNTAGGED, Capacity, HostImage, HostRecord
 from fleet.model.ids import Digest, HostId
 from fleet.model.sandbox import Goal, Phase, Resources, SandboxRecord, SandboxStatus
 from scheduler.placement.plan import plan
@@ -145,6 +145,7 @@ MOVED_TAG = (HostImage("base:latest", Digest("sha256:" + "c" * 64)), HostImage("
         ({}, {"alive": frozenset([HostId("roomy")])}, "alive"),
         ({"images": ()}, {}, "image_unknown"),
         ({"images": MOVED_TAG}, {}, ""),
+        ({"images": (HostImage(UNTAGGED, BASE),)}, {}, ""),
         ({}, {"hosts": [host("roomy")]}, "host_unknown"),
     ],
 )
