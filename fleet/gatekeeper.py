@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ ACTOR_KEY = "bedplate-actor"
 # An error travels in HTTP/2 headers, of which a peer takes 8 KiB in all; percent-encoding makes up to 12 bytes of a character.
 ERROR_MESSAGE_CHARS_MAX = 400
 ERROR_FIELD_CHARS_MAX = 160
+
+# One caller's calls under way, whatever they are: more than all that the services let it have, watches of a thousand sandboxes
+# included. What has no bound of its own, as health and reflection, is within it.
+CALLS_MAX = 2048
+# Those who are many and need not be trusted; a scheduler calls a host for all of its tenants.
+COUNTED_ROLES = frozenset({Role.TENANT, Role.OPERATOR})
 
 log = structlog.get_logger()
 
@@ -95,6 +102,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         self._revocations = revocations or Revocations()
         self._revocations.on_change(self._end_revoked)
         self._running: set[_Running] = set()
+        self._calls: Counter[Identity] = Counter()
 
     async def intercept_service(
         self,
@@ -128,7 +136,10 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         if roles is None:
             yield
             return
-        outcome.identity = _admit(context, method, roles)
+        outcome.identity = identity = _admit(context, method, roles)
+        if self._calls[identity] >= CALLS_MAX and identity.role in COUNTED_ROLES:
+            message = f"{identity.role} {identity.name} has {CALLS_MAX} calls under way, as many as it may"
+            raise UnavailableError("calls_exhausted", message, "end some, then try again")
         certificate = certificate_of(context)
         if self._revocations.is_revoked(certificate):
             raise revoked()
@@ -139,6 +150,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         assert task is not None
         running = _Running(certificate, task)
         self._running.add(running)
+        self._calls[identity] += 1
         try:
             yield
         except asyncio.CancelledError:
@@ -148,6 +160,9 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
             raise revoked() from None
         finally:
             self._running.discard(running)
+            self._calls[identity] -= 1
+            if not self._calls[identity]:
+                del self._calls[identity]
 
     def _end_revoked(self) -> None:
         for running in tuple(self._running):

@@ -297,6 +297,30 @@ async def test_health_and_reflection_answer_everyone_known(served: Served, role:
     assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
+async def test_calls_under_way_are_bounded(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One caller's open calls, also those of services without a bound of their own, cost a server so much and no more."""
+    monkeypatch.setattr("fleet.gatekeeper.CALLS_MAX", 3)
+    tls, request = served.certificates.issue(Role.TENANT, "acme"), health_pb2.HealthCheckRequest()
+    stub = health_pb2_grpc.HealthStub(served.channel(tls))
+    watches = [stub.Watch(request) for _ in range(3)]
+    for watch in watches:
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    assert (await refused(ask(served.stub(tls)))).code == "calls_exhausted"
+    assert await ask(served.stub(served.certificates.issue(Role.TENANT, "other")))
+    watches[0].cancel()
+    async with asyncio.timeout(CALL_S):
+        while not await is_let_in(served.stub(tls)):
+            pass
+
+
+async def is_let_in(stub: Any) -> bool:
+    try:
+        await ask(stub)
+    except UnavailableError as error:
+        return error.code != "calls_exhausted"
+    return True
+
+
 async def test_a_method_that_is_none(served: Served) -> None:
     """An unknown method is an error of the caller's release, and no crash."""
     channel = served.channel(served.certificates.issue(Role.TENANT, "acme"))
