@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 FRAME = struct.Struct(">BHH")
 KEYS, SIZE = 1, 2
+# As much as a terminal's line discipline holds; a paste comes in several frames.
 KEYS_BYTES_MAX = 4096
+# What a pipe or a socket's buffer has at once.
 READ_BYTES = 64 * 1024
 
 

@@ -32,6 +32,7 @@ CHUNK_BYTES = 64 * 1024
 LINGER_S = 2.0
 # A killed process leaves in milliseconds; after this long, what is left hangs in the kernel and is not waited for.
 KILL_WAIT_S = 5.0
+# A sentence of 300 characters and an exit code, as JSON.
 REPORT_BYTES = 4096
 # Ctrl-D, as an end of input is typed at a terminal.
 END_OF_FILE = b"\x04"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FOLDER = "/run/bedplate"
 TMUX = "/usr/bin/tmux"
 TMUX_SOCKET = f"{FOLDER}/tmux"
+# As a terminal is when nobody says how large it is; the first viewer's window changes it.
 COLUMNS, ROWS = 80, 24
 # The window's relay, and whoever looks for himself.
 VIEWERS_MAX = 4

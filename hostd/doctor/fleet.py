@@ -22,9 +22,11 @@ from fleet.store.keyspace import LEADER
 from hostd.config import HostdConfig
 from hostd.doctor.finding import Finding, fail, ok, warn
 
+# Time to mend whatever keeps a certificate of a year from being renewed in its last third.
 DAYS_LEFT_MIN = 30
 # hostd and a healthy neighbour answer in milliseconds.
 CALL_TIMEOUT_S = 10.0
+# The head of an HTTP answer; etcd's has 200 bytes.
 ANSWER_BYTES_MAX = 4096
 # etcd tells its time in whole seconds. Certificates are good from ten minutes before they were issued (fleet.identity), so half of
 # that is where a clock begins to keep programs apart; seconds only make logs hard to read.

@@ -19,7 +19,9 @@ FREE_BYTES_COMFORTABLE = 20 * GIB
 # What a reboot takes away, and what more than one machine writes.
 VOLATILE = frozenset({"tmpfs", "ramfs"})
 SHARED = frozenset({"nfs", "nfs4", "cifs", "9p", "fuse", "fuse.sshfs", "ceph", "glusterfs", "virtiofs"})
+# Each image is read whole, some 100 MB: more would take minutes, and a host has a handful.
 TAGS_MAX = 100
+# "sha256:" and 64 digits; a damaged file is not read further.
 DIGEST_CHARS_MAX = 100
 
 _OCTAL = re.compile(r"\\([0-7]{3})")

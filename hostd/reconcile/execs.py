@@ -25,7 +25,9 @@ ACK_BYTES = WINDOW_BYTES // 4
 OUTPUT_FRAME_BYTES_MAX = 64 * 1024
 # As base64 64 KiB: a longer frame would hold up what is sent to the guest's other programs.
 INPUT_FRAME_BYTES_MAX = 48 * 1024
+# As guestd has it: several people with a few shells each.
 EXECS_MAX = 16
+# Of a command's first word in an event: a path is recognised, and a line of `mb events` stays one.
 NAME_CHARS_MAX = 80
 # Past so many pieces that wait for a slow caller, a piece is joined to the last of its stream: one byte in a piece costs a hundred.
 PIECES_MAX = 64
