@@ -3,6 +3,7 @@
     prepared -> domain started -> configured -> agents running -> agents ended -> artifact stored -> released
     at any point: failure, which also leads to released
     released after a stop, scratch disk kept -- an order of a later run --> prepared
+    a later run fails before it is configured --> released, scratch disk kept, as after a stop
 
 `is_configured` is the point of no return: from there an agent may have run, so no second domain is ever started in this run.
 """
@@ -166,7 +167,12 @@ def stop(progress: Progress, now_ms: int) -> Progress:
 
 
 def was_stopped(progress: Progress, goal: Goal) -> bool:
-    """Whether the owner's wish is what ends this run: it came before the agents had all ended by themselves."""
+    """Whether the owner's wish is what ends this run: it came before the agents had all ended by themselves.
+
+    A further run that failed before it began leaves the sandbox as it was: stopped, with its disk.
+    """
+    if progress.is_continued and not progress.is_configured and progress.failure not in (None, DISK_LOST):
+        return True
     if not progress.stopping_since_ms:
         return goal is Goal.STOP and progress.artifact is None and progress.failure is None
     return any(not 0 < agent.ended_at_ms < progress.stopping_since_ms for agent in progress.agents)

@@ -1,5 +1,6 @@
 """A sandbox is stopped and started again: its disk, address and output stay, everything else is of the new run."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,29 @@ async def until_in_time(hostd: Hostd) -> None:
     while not hostd.reconciler.is_released(A):
         hostd.pass_time(1.1)
         await hostd.until_pass()
+
+
+async def test_a_start_that_fails_leaves_the_disk(room: Room) -> None:
+    """A further run that its host cannot begin costs nothing of what the run before left: it is stopped again, and says why."""
+    image = room.folder / "images" / room.image.replace(":", "-")
+    async with Hostd(room).running() as hostd:
+        hostd.accept(room.order("sleep"))
+        await hostd.until_phase(Phase.RUNNING)
+        await stop_it(room, hostd)
+    shutil.move(image, room.folder / "aside")
+    async with Hostd(room).running() as hostd:
+        hostd.accept(room.order("sleep", generation=3, run=2))
+        await hostd.until(lambda: hostd.orders.progress[A].failure is not None)
+        hostd.pass_time(60)
+        await hostd.until_released()
+        status = hostd.status()
+        assert status.reason is not None
+        assert (status.phase, status.run, status.reason.code) == (Phase.STOPPED, 2, "image_missing")
+        assert await room.disks.list_scratch() == {A}
+        shutil.move(room.folder / "aside", image)
+        hostd.accept(room.order("sleep", generation=4, run=3))
+        await hostd.until_phase(Phase.RUNNING)
+        assert hostd.orders.progress[A].is_continued
 
 
 class StoppedStart:
