@@ -87,6 +87,7 @@ class Reconciler:
         # Sandboxes on which a worker has been at work since the drivers last looked, or while they did.
         self._unseen: set[SandboxId] = set()
         self._trouble: dict[SandboxId, _Trouble] = {}
+        self._stopping_since_s: dict[SandboxId, float] = {}
         self._listeners: list[Callable[[], None]] = []
         self.observed: Observed | None = None
 
@@ -213,6 +214,7 @@ class Reconciler:
             return
         stopping = stop(progress, self._now_ms())
         if stopping != progress:
+            self._stopping_since_s.setdefault(order.sandbox_id, self._clock())
             self._orders.put_progress(stopping)
 
     def _check_limits(self, sandbox_id: SandboxId) -> None:
@@ -222,11 +224,10 @@ class Reconciler:
         desired = self._desired(sandbox_id)
         if desired is None or is_over(desired.progress, desired.order.goal):
             self._sessions.forget_secrets(sandbox_id)
+            self._stopping_since_s.pop(sandbox_id, None)
             return
         progress = desired.progress
-        grace_s = max(agent.grace_period_s for agent in desired.order.spec.agents)
-        is_late = self._now_ms() - progress.stopping_since_ms > (grace_s + STOP_EXTRA_S) * 1000
-        if progress.stopping_since_ms and is_late:
+        if progress.stopping_since_ms and self._is_stop_late(desired.order):
             progress = fail(progress, STOP_FORCED)
         if self._sessions.silent_s(sandbox_id) > SILENCE_S_MAX:
             progress = fail(progress, GUEST_SILENT)
@@ -234,6 +235,12 @@ class Reconciler:
             progress = fail(progress, lateness)
         if progress != desired.progress:
             self._orders.put_progress(progress)
+
+    def _is_stop_late(self, order: Assignment) -> bool:
+        """Whether this hostd has waited long enough; the host's clock may be set, and a step of it must cost nobody's changes."""
+        since_s = self._stopping_since_s.setdefault(order.sandbox_id, self._clock())
+        grace_s = max(agent.grace_period_s for agent in order.spec.agents)
+        return self._clock() - since_s > grace_s + STOP_EXTRA_S
 
     def _settle(self, sandbox_id: SandboxId, observed: Observed) -> None:
         self._trouble.pop(sandbox_id, None)

@@ -21,7 +21,7 @@ from scheduler.placement.snapshot import Snapshot, free_of
 from scheduler.state import FleetState
 
 # One caller's. Each holds a few chunks in memory and a stream to a host, whose disk is the bottleneck.
-UPLOADS_MAX = 16
+UPLOADS_MAX, DOWNLOADS_MAX = 16, 16
 # The host's registration of a source is in the mirror within milliseconds.
 REGISTERED_TIMEOUT_S = 10.0
 
@@ -32,7 +32,7 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
     def __init__(self, state: FleetState, channels: HostChannels) -> None:
         self._state = state
         self._channels = channels
-        self._uploads = Slots("uploads", UPLOADS_MAX)
+        self._uploads, self._downloads = Slots("uploads", UPLOADS_MAX), Slots("downloads", DOWNLOADS_MAX)
 
     async def HasSource(self, request: Any, context: Any) -> Any:  # noqa: N802 (the stub's names)
         """Whether a live host holds the source."""
@@ -61,6 +61,7 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
 
     async def FetchSource(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """A source as it was uploaded."""
+        self._downloads.take(context)
         tenant, digest = _check_source(caller_of(context), request)
         snapshot = self._state.fresh()
         holders = live_holders(snapshot, tenant, digest)
@@ -73,6 +74,7 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
 
     async def FetchArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """What came out of a sandbox, from the host that ran it."""
+        self._downloads.take(context)
         snapshot = self._state.fresh()
         record = find_sandbox(snapshot, caller_of(context), request.sandbox, request.tenant)
         assignment = snapshot.assignment_of(record)

@@ -111,6 +111,35 @@ async def test_a_hostd_that_comes_back_while_a_guest_powers_off(room: Room) -> N
         assert [message.type for message in hostd.links.sent] == ["poweroff"]
 
 
+async def test_a_clock_that_is_set_cuts_no_stop_short(room: Room) -> None:
+    """A host whose clock jumps by a day while a guest stops waits for it all the same: cut off, its changes would be lost."""
+
+    class Deaf(SimulatedLinks):
+        """Its guest never hears of a stop."""
+
+        async def send(self, sandbox_id: Any, message: LinkMessage) -> None:
+            if message.type != "stop":
+                await super().send(sandbox_id, message)
+
+    class Stepped(Hostd):
+        """A host whose wall clock is set while its time goes on as ever."""
+
+        step_ms = 0
+
+        def now_ms(self) -> int:
+            return super().now_ms() + self.step_ms
+
+    async with Stepped(room, Deaf).running() as hostd:
+        hostd.accept(room.order("sleep"))
+        await hostd.until_phase(Phase.RUNNING)
+        hostd.accept(room.order("sleep", goal=Goal.STOP, generation=2))
+        await hostd.until_pass()
+        Stepped.step_ms = 24 * 3600 * 1000
+        await hostd.until_pass()
+        await hostd.until_pass()
+        assert hostd.orders.progress[A].failure is None
+
+
 async def test_a_forced_stop_may_be_started_too(room: Room) -> None:
     """A guest that never stops is cut off; what its disk holds is there for the next run."""
 

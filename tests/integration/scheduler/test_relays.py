@@ -23,7 +23,7 @@ from fleet.rpc import CHUNK_BYTES, error_from_call
 from fleet.store.keyspace import source_hosts
 from fleet.store.memory import MemoryStore
 from fleet.store.port import Store
-from scheduler.api.content import UPLOADS_MAX, choose_holder
+from scheduler.api.content import DOWNLOADS_MAX, UPLOADS_MAX, choose_holder
 from tests.integration.scheduler.parts import HANG_S, Client, Fleet, ObedientHost
 from tests.unit.scheduler.build import DEMO, ROOMY, SOURCE, host, sandbox_id, snapshot, spec
 
@@ -286,6 +286,21 @@ async def test_one_caller_has_so_many_uploads(demo: Client) -> None:
     gate.set()
     assert {answer.digest for answer in await asyncio.gather(*calls)} == {digest_of(pack(10))}
     assert (await demo.content.UploadSource(upload(pack(10)))).was_held
+
+
+async def test_one_caller_has_so_many_downloads(demo: Client) -> None:
+    """Whoever opens downloads and reads none of them holds so many streams and no more."""
+    # More than is under way in all buffers between a host and a client that does not read.
+    content = pack(96 * CHUNK_BYTES)
+    await demo.content.UploadSource(upload(content))
+    wanted = content_pb2.FetchSourceRequest(digest=digest_of(content))
+    calls = [demo.content.FetchSource(wanted) for _ in range(DOWNLOADS_MAX)]
+    for call in calls:
+        await call.read()
+    error = await refusal_of(demo.content.FetchSource(wanted))
+    assert (type(error), error.code) == (UnavailableError, "calls_exhausted")
+    for call in calls:
+        call.cancel()
 
 
 async def test_an_artifact_comes_back(demo: Client, local: ObedientHost) -> None:
