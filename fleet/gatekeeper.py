@@ -235,7 +235,7 @@ def _surprise(method: str, error: Exception) -> BedplateError:
 def _admit(context: Any, method: str, roles: frozenset[Role]) -> Identity:
     identity = caller_of(context)
     if identity.role not in roles:
-        message = f"role {identity.role} may not call {method}"
+        message = f"role {identity.role} may not call {method.rpartition('/')[2]}"
         next_step = f"use a certificate of role {' or '.join(sorted(roles))}" if roles else "no role may call it"
         raise NotPermittedError("role_not_permitted", message, next_step)
     return identity

@@ -148,5 +148,5 @@ async def _ask(token: JoinToken, csr: bytes, ca: bytes, address: str) -> Any:
 def _check_folder(files: TlsFiles, *, force: bool) -> None:
     there = [str(path) for path in (files.ca, files.certificate, files.key) if path.exists()]
     if there and not force:
-        message = f"{' and '.join(there)} is there already"
+        message = f"{' and '.join(there)}: there already"
         raise ConflictError("files_exist", message, "name another folder, or --force")

@@ -52,7 +52,11 @@ def write_pair(folder: Path, name: str, pair: KeyPair, *, force: bool) -> tuple[
     certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
     there = [str(path) for path in (certificate, key) if path.exists()]
     if there and not force:
-        raise ConflictError("files_exist", f"{' and '.join(there)} is there already", "use another name, or --force")
+        raise ConflictError(
+            "files_exist",
+            f"{' and '.join(there)}: there already",
+            "use another name, or --force",
+        )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_file(key, pair.key, KEY_MODE)

@@ -34,8 +34,11 @@ def command(ctx: click.Context, name: str, *, follow: bool, since: str, as_json:
     """
     since_ms = parse_since_ms(since, time.time_ns() // 1_000_000) if since else 0
     held: list[Event] = []
+    is_silent = True
 
     def show(event: "Event") -> None:
+        nonlocal is_silent
+        is_silent = False
         if as_json and follow:
             print_json_line(asdict(event))
         elif as_json:
@@ -52,3 +55,5 @@ def command(ctx: click.Context, name: str, *, follow: bool, since: str, as_json:
     call(ctx, read)
     if as_json and not follow:
         print_json([asdict(event) for event in held])
+    elif is_silent and not follow:
+        click.echo("no events" + (f" since {since}" if since else ""))

@@ -27,7 +27,7 @@ guest = "/workspace"           # agents change a copy: see mb diff and mb get
 
 [agent]
 harness = "custom"
-command = "python3 -m unittest -v"    # a shell line; or a list: ["python3", "a.py"]
+command = "python3 -m unittest -v"    # a shell line, or a list of words
 timeout = "10m"                # then TERM, and KILL after grace_period
 # grace_period = "30s"
 # restart = "on-failure"       # or "always"; max_restarts = 3 bounds it

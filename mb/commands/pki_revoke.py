@@ -27,4 +27,4 @@ def command(folder: Path, name: str | None, *, serial: str | None, as_json: bool
     if as_json:
         print_json({"serial": f"{number:x}", "crl": str(folder / CRL), "entries": count})
     else:
-        click.echo(f"{number:x} is in {folder / CRL}; next: mb pki publish {folder}")
+        click.echo(f"{number:x} is in {folder / CRL}\n  next: mb pki publish {folder}")

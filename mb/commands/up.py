@@ -151,7 +151,7 @@ class _Run:
             return
         name = self._created.spec.name
         waits = f" (until its secrets are sent: mb secret send {name} JCARD)" if self._secrets else ""
-        self._progress.say(f"let go; {name} runs on{waits}: mb logs {name} --follow, mb status {name}, mb stop {name}")
+        self._progress.say(f"let go; {name} goes on{waits}: mb logs {name} --follow, mb status {name}, mb stop {name}")
 
     async def _send(self, client: "Client", source: PackedSource) -> None:
         packed, size = source.packed, render_bytes(source.packed.size_bytes)

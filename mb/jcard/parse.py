@@ -15,7 +15,7 @@ from mb.jcard.agents import Surroundings, agent_tables, read_agents
 from mb.jcard.model import Jcard, Shared
 from mb.jcard.paths import to_path
 from mb.jcard.secret import read_secrets
-from mb.jcard.table import Reading, Table, shown
+from mb.jcard.table import SYNTAX_INVALID, Reading, Table, shown
 
 NAME_CHARS_MAX = 63
 
@@ -40,7 +40,7 @@ def read_jcard(text: str, folder: Path, reading: Reading) -> Jcard:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         values = {}
-        reading.faults.append(FieldRefusal("", "syntax_invalid", f"this is not TOML: {error}", "mend the syntax"))
+        reading.faults.append(FieldRefusal("", SYNTAX_INVALID, f"this is not TOML: {error}", "mend the syntax"))
     root = Table(values, "", reading)
     name = _read_name(root, folder)
     image = ImageRef(_read_image(root), Digest(root.text("mixtape_digest")))

@@ -11,6 +11,8 @@ from fleet.model.units import MIB, parse_duration_s, parse_size_bytes
 
 T = TypeVar("T")
 
+# The code of a fault beside which no other is worth telling: nothing of the file was read.
+SYNTAX_INVALID = "syntax_invalid"
 # How much of a wrong value a message repeats.
 SHOWN_CHARS_MAX = 60
 # TOML's own bound, which its hexadecimal numbers can pass in Python.

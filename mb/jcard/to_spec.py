@@ -8,7 +8,7 @@ from fleet.model.admission import FieldRefusal, refusals
 from fleet.model.ids import Digest
 from fleet.model.sandbox import SandboxSpec, Source
 from mb.jcard.model import Jcard
-from mb.jcard.table import SHOWN_CHARS_MAX
+from mb.jcard.table import SHOWN_CHARS_MAX, SYNTAX_INVALID
 from mb.pack import Packed
 
 # Stands for a source that could not be packed, so that the rest can be judged; such a spec is never sent.
@@ -44,6 +44,8 @@ def to_spec(jcard: Jcard, packed: Sequence[Packed]) -> SandboxSpec:
 
 def find_faults(jcard: Jcard, spec: SandboxSpec) -> tuple[FieldRefusal, ...]:
     """Everything that stands against `spec`: what reading found, then what admission refuses where reading found nothing."""
+    if any(fault.code == SYNTAX_INVALID for fault in jcard.faults):
+        return jcard.faults
     known = {fault.field for fault in jcard.faults}
     # Replicas have the same faults.
     refused = dict.fromkeys(_in_jcard_words(jcard, refusal) for refusal in refusals(spec))

@@ -8,7 +8,7 @@ import click
 
 from fleet.model.assignment import Sandbox
 from fleet.model.sandbox import ENDED_AGENT_PHASES, Phase
-from mb.render.sandbox import list_stages, render_agent_end, render_next_step, render_refusal, render_stages
+from mb.render.sandbox import begun_ms, list_stages, render_agent_end, render_next_step, render_refusal, render_stages
 from mb.render.text import count, flow, is_coloured, paint, render_span, wrap
 
 Clock = Callable[[], float]
@@ -79,7 +79,7 @@ def render_summary(sandbox: Sandbox, *, is_kept: bool = True) -> list[str]:
 def _render_events(sandbox: Sandbox) -> Iterator[str]:
     if sandbox.phase is Phase.LOST:
         yield _LOST
-    before = sandbox.created_at_ms
+    before = begun_ms(sandbox)
     for name, at_ms in list_stages(sandbox):
         where = f" to host {sandbox.host_id}" if name == "assigned" else ""
         yield f"{name.replace('_', ' ')}{where} (+{render_span(before, at_ms)})"

@@ -87,13 +87,13 @@ def render_reason(sandbox: Sandbox) -> Iterator[str]:
 
 
 def render_stages(sandbox: Sandbox) -> Iterator[str]:
-    """Each stage with the time since the one before, and since the sandbox was asked for."""
-    before = sandbox.created_at_ms
-    stages = list_stages(sandbox)
+    """Each stage with the time since the one before, and since the run began."""
+    stages, before = list_stages(sandbox), begun_ms(sandbox)
+    begun = before
     if stages:
         yield f"{'stages':13}{'':18}{'took':>12}{'since start':>14}"
     for name, at_ms in stages:
-        step, total = render_span(before, at_ms), render_span(sandbox.created_at_ms, at_ms)
+        step, total = render_span(before, at_ms), render_span(begun, at_ms)
         yield f"{'':13}{name:18}{step:>12}{total:>14}"
         before = at_ms
 
@@ -103,6 +103,12 @@ def list_stages(sandbox: Sandbox) -> list[tuple[str, int]]:
     stages = [("assigned", sandbox.assigned_at_ms)] if sandbox.assigned_at_ms else []
     stages += [(stage.name, stage.at_ms) for stage in (sandbox.status.stages if sandbox.status else ())]
     return sorted(stages, key=lambda stage: stage[1])
+
+
+def begun_ms(sandbox: Sandbox) -> int:
+    """When the run began: the first when the sandbox was asked for, a later one when it was assigned again."""
+    stages = list_stages(sandbox)
+    return stages[0][1] if sandbox.run > 1 and stages else sandbox.created_at_ms
 
 
 def render_agent_end(agent: AgentStatus, sandbox: Sandbox) -> str:

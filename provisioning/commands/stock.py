@@ -25,6 +25,8 @@ from provisioning.manifest import MANIFEST_NAME, is_digest
 from provisioning.verify import verify_image, verify_sizes
 
 _TAG = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}:[A-Za-z0-9_][A-Za-z0-9._-]{0,62}")
+# What a name without a tag means, as in a jcard.
+LATEST = "latest"
 # What a table shows of a digest: enough to tell images apart and to name one.
 SHORT_CHARS = len("sha256:") + 12
 
@@ -54,7 +56,7 @@ def inspect(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"digest": digest, "tags": tags_of(options.images, digest), **asdict(manifest)}, indent=2))
         return 0
-    print(f"digest       {digest}")
+    print(digest)
     print(f"name         {manifest.name}")
     print(f"tags         {' '.join(tags_of(options.images, digest)) or '-'}")
     print(f"guest link   {manifest.link_version}")
@@ -134,14 +136,20 @@ def gc(options: argparse.Namespace) -> int:
 
 
 def resolve(images_dir: Path, name: str, *, is_broken_fine: bool = False) -> str:
-    """The digest that `name` means: a tag, a digest, or the beginning of exactly one. Raises NotFoundError, ConflictError."""
-    if _TAG.fullmatch(name) and (tagged := read_tag(images_dir, name)):
+    """The digest that `name` means: a tag (`base` is `base:latest`), a digest, or the beginning of exactly one.
+
+    Raises NotFoundError, ConflictError.
+    """
+    tag = name if ":" in name else f"{name}:{LATEST}"
+    if _TAG.fullmatch(tag) and (tagged := read_tag(images_dir, tag)):
         return tagged
     wanted = name if name.startswith("sha256:") else f"sha256:{name}"
     images = list_images(images_dir)
     found = [one.digest for one in images if one.digest.startswith(wanted) and (is_broken_fine or not one.problem)]
     if not found or wanted == "sha256:":
-        raise NotFoundError("image_not_found", f"there is no whole image {name!r} in {images_dir}", "mb image ls")
+        raise NotFoundError(
+            "image_not_found", f"there is no whole image {name!r} in {images_dir}", "mb image ls shows those there are"
+        )
     if len(found) > 1:
         raise ConflictError("image_ambiguous", f"{name!r} is the beginning of {len(found)} images", "write more of it")
     return found[0]

@@ -1,6 +1,7 @@
 """A whole fleet to play with: it runs as long as a shell in front of it, or one program, and leaves nothing behind."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -8,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fleet.errors import NotFoundError
 from provisioning.embedded.fleet import EmbeddedFleet, FleetSettings, start_fleet
 from provisioning.embedded.leaks import find_leaks, render_leaks
 
@@ -21,7 +23,14 @@ SHELL = ("bash", "--norc", "-i")
 
 
 def run_desk(images_dir: Path, program: Sequence[str]) -> int:
-    """Runs `program`, or a shell, in front of a fleet of its own; its exit code, or 1 when something is left behind."""
+    """Runs `program`, or a shell, in front of a fleet of its own; its exit code, or 1 when something is left behind.
+
+    Raises NotFoundError `program_missing` before anything is started.
+    """
+    if program and shutil.which(program[0]) is None:
+        raise NotFoundError(
+            "program_missing", f"there is no program {program[0]!r}", "name one on PATH, or none for a shell"
+        )
     started = time.monotonic()
 
     def progress(text: str) -> None:

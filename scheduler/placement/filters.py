@@ -150,7 +150,11 @@ FILTERS = (
         lambda _spec, _excluded: "carries an order that this scheduler's version cannot read",
     ),
     Filter("alive", lambda _spec, candidate: candidate.is_alive, lambda _spec, _excluded: "not alive"),
-    Filter("cordoned", lambda _spec, candidate: not candidate.is_cordoned, lambda _spec, _excluded: "cordoned"),
+    Filter(
+        "cordoned",
+        lambda _spec, candidate: not candidate.is_cordoned,
+        lambda _spec, _excluded: "an operator lets nothing new onto it",
+    ),
     Filter(
         "labels",
         _has_labels,

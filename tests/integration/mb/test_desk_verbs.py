@@ -178,6 +178,7 @@ async def test_events_are_shown_and_followed(line: Mb, desk: Desk) -> None:
     process.send_signal(signal.SIGINT)
     assert (await end_of(process)).code == Exit.INTERRUPTED
     assert (await line.run("events", "--since", "1h", "--json")).value() == []
+    assert (await line.run("events", "--since", "1h")).stdout == "no events since 1h\n"
     wrong = await line.run("events", "--since", "yesterday")
     assert (wrong.code, "--since" in wrong.stderr) == (Exit.INVALID, True)
 

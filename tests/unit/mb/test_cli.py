@@ -131,6 +131,7 @@ def test_init_writes_what_check_accepts(tmp_path: Path) -> None:
     again = run("init", folder)
     assert again.exit_code == Exit.ERROR
     assert "is there already" in again.stderr
+    assert max(map(len, (folder / "jcard.toml").read_text().splitlines())) <= 80
 
 
 def test_check_prints_what_runs(tmp_path: Path) -> None:

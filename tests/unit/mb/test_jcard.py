@@ -209,6 +209,11 @@ def test_a_fault_names_its_field_as_it_is_written(text: str, field: str, code: s
     assert found[field, code].next_step
 
 
+def test_what_is_no_toml_has_one_fault() -> None:
+    """Nothing of it was read, so nothing is missing from it."""
+    assert [fault.code for fault in faults_of('name = "x')] == ["syntax_invalid"]
+
+
 def test_every_fault_is_told_at_once() -> None:
     """Nobody mends a file one error at a time; and one wrong field is not reported twice."""
     found = faults_of('nmae = "x"\n[resources]\ncpus = "2"\nmemory = "1MiB"\n[agent]\nharness = "custom"\ntimeout = 1')

@@ -9,7 +9,7 @@ import pytest
 
 from fleet.model.host import Accelerator, Capacity, Host, HostCordon, HostImage, HostRecord, Reservation
 from fleet.model.ids import HostId, Tenant
-from fleet.model.sandbox import AgentPhase, AgentStatus, Goal, Phase, Reason
+from fleet.model.sandbox import AgentPhase, AgentStatus, Goal, Phase, Reason, Stage
 from mb.compare import FileDiff
 from mb.render.diff import render_diff, render_stat
 from mb.render.hosts import render_hosts
@@ -65,6 +65,18 @@ def test_a_status_shows_everything() -> None:
     ):
         assert part in text, part
     assert fits(render_sandbox(sandbox(), NOW_MS))
+
+
+def test_a_later_run_counts_from_its_own_start() -> None:
+    """How long the sandbox was stopped is no time that its start took."""
+    one = sandbox(run=2, assigned_at_ms=NOW_MS + 900_000)
+    assert one.status is not None
+    later = replace(one.status, run=2, stages=(Stage("image_verified", NOW_MS + 900_500),))
+    lines = render_sandbox(replace(one, status=later), NOW_MS)
+    assert [line.split() for line in lines if " assigned " in line or "image_verified" in line] == [
+        ["assigned", "0.00", "s", "0.00", "s"],
+        ["image_verified", "0.50", "s", "0.50", "s"],
+    ]
 
 
 def test_a_pending_status_tells_why() -> None:

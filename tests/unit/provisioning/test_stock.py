@@ -168,3 +168,13 @@ def test_a_name_says_which_image_is_meant(store: tuple[Path, str, str], capsys: 
     capsys.readouterr()
     for name in ("", "sha256:"):
         assert _fault(capsys, "rm", name, "--force", "--images", str(images_dir)) == "image_not_found"
+
+
+def test_a_name_without_a_tag_is_the_latest(store: tuple[Path, str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a jcard; and what is shown of an image fits a terminal."""
+    images_dir, tagged, _ = store
+    assert main(["inspect", "base", "--images", str(images_dir)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == tagged
+    assert max(map(len, shown)) <= 80
+    assert _fault(capsys, "inspect", "other", "--images", str(images_dir)) == "image_not_found"

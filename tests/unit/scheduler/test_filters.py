@@ -34,7 +34,7 @@ ABLE = candidate(
 EXCLUDED = [
     ("readable", spec(), candidate(is_readable=False), "carries an order that this scheduler's version cannot read"),
     ("alive", spec(), candidate(is_alive=False), "not alive"),
-    ("cordoned", spec(), candidate(is_cordoned=True), "cordoned"),
+    ("cordoned", spec(), candidate(is_cordoned=True), "an operator lets nothing new onto it"),
     ("labels", spec(require_labels=(GOLD,)), candidate(), "the labels disk=nvme are not all there"),
     (
         "labels",
