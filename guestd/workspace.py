@@ -9,6 +9,7 @@ Only root passes <folder>; agents see guest_path alone.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -73,12 +74,21 @@ def _ensure_source(source: Source, folder: str) -> None:
 
 
 def _make_folders(path: str) -> None:
-    """Folders up to `path`; each new one belongs to whom its parent belongs, so that what lies in the agent's home is its own."""
+    """Folders up to `path`; each new one belongs to whom its parent belongs, so that what lies in the agent's home is its own.
+
+    A sandbox that is started again is as its agents left it: a symlink of theirs on the way would have what they own mounted
+    wherever they like. Raises OSError for one.
+    """
     parent = os.path.dirname(path)
-    if os.path.isdir(path):
+    if parent == path:
         return
-    if parent != path:
-        _make_folders(parent)
-    os.mkdir(path, 0o755)
-    owner = os.stat(parent)
-    os.chown(path, owner.st_uid, owner.st_gid)
+    _make_folders(parent)
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        os.mkdir(path, 0o755)
+        owner = os.stat(parent)
+        os.chown(path, owner.st_uid, owner.st_gid)
+        return
+    if stat.S_ISLNK(found.st_mode) and found.st_uid != 0:
+        raise OSError(errno.ELOOP, "a symlink that is not root's stands in the way", path)
