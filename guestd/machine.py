@@ -100,10 +100,18 @@ def _set_hostname(hostname: str) -> None:
     for path, text in (
         ("/etc/hostname", f"{hostname}\n"),
         ("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n"),
-        ("/proc/sys/kernel/hostname", hostname),
+        ("/proc/sys/kernel/hostname", f"{hostname}\n"),
     ):
-        with open(path, "w") as stream:
-            stream.write(text)
+        ensure_text(path, text)
+
+
+def ensure_text(path: str, text: str) -> None:
+    """The file says so. One that does is left alone: a guestd that starts again may find the disk full by then. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), open(path, errors="replace") as stream:
+        if stream.read() == text:
+            return
+    with open(path, "w") as stream:
+        stream.write(text)
 
 
 def _disable_ipv6() -> None:
