@@ -1,11 +1,13 @@
 """plan(snapshot, now) -> assignments and refusals. PURE: the same snapshot gives the same plan, so a decision can be recomputed."""
 
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
+from zlib import crc32
 
 from fleet.model.assignment import Assignment, Refusal, RefusalReason
 from fleet.model.host import Capacity, Reservation, overhead_mib
-from fleet.model.ids import Digest, HostId
+from fleet.model.ids import Digest, HostId, Tenant
 from fleet.model.sandbox import ImageRef, SandboxRecord, SandboxSpec
 from scheduler.placement.filters import ANY_NAME, Candidate, first_excluding, refuse, resolve_image
 from scheduler.placement.scores import score
@@ -13,6 +15,9 @@ from scheduler.placement.snapshot import Snapshot, free_of, growth, reserved, se
 
 # One plan's share of the event loop: 200 placements over 1,000 hosts take half a second. The rest is in the next plan.
 PLACEMENTS_MAX = 200
+# Looks at a host for a sandbox that fits on none; 50,000 take a quarter of a second, and the leader's lease lasts ten. Tenants
+# share them: one that wants a thousand different impossible things waits for its own turn, and for nobody else's.
+LOOKS_MAX = 50_000
 HOST_UNKNOWN = RefusalReason("host_unknown", 0, "the host that has its disk is not registered")
 
 
@@ -28,19 +33,24 @@ def plan(snapshot: Snapshot, now_ms: int) -> Plan:
     """Places the pending sandboxes, the oldest first; one that fits nowhere does not hold up those behind it.
 
     A sandbox that was stopped has one candidate for its next run: the host that has its disk. Refusals are told for the state
-    after the plan: what is refused in it would be refused again at once.
+    after the plan: what is refused in it would be refused again at once. A tenant past its share of LOOKS_MAX has the rest of its
+    sandboxes looked at in other plans, and its own order is another each time.
     """
     candidates = _candidates(snapshot)
+    turns = _Turns(snapshot, len(candidates))
     assignments: list[Assignment] = []
     refused: list[SandboxRecord] = []
     hopeless: set[Hashable] = set()
-    for record in snapshot.pending():
+    for record in turns.in_order(now_ms):
         if len(assignments) == PLACEMENTS_MAX:
             break
         # Within a plan hosts only fill up: what one sandbox could not have, its equals cannot either.
         wants = _wants(snapshot, record)
+        if wants not in hopeless and turns.is_over(record):
+            continue
         assignment = None if wants in hopeless else _place(snapshot, candidates, record, now_ms)
         if assignment is None:
+            turns.spend(record, 0 if wants in hopeless else turns.cost(record))
             hopeless.add(wants)
             refused.append(record)
             continue
@@ -48,6 +58,44 @@ def plan(snapshot: Snapshot, now_ms: int) -> Plan:
         taken = candidates[assignment.host_id]
         candidates[assignment.host_id] = replace(taken, free=free_of(taken.free, growth(snapshot, assignment)))
     return Plan(tuple(assignments), _refuse_all(snapshot, refused, candidates, now_ms))
+
+
+class _Turns:
+    """What each tenant may cost one plan."""
+
+    def __init__(self, snapshot: Snapshot, hosts: int) -> None:
+        self._snapshot = snapshot
+        self._hosts = hosts
+        self._pending = snapshot.pending()
+        self._share = LOOKS_MAX // max(1, len({record.tenant for record in self._pending}))
+        self._spent: Counter[Tenant] = Counter()
+
+    def cost(self, record: SandboxRecord) -> int:
+        """How many hosts are looked at for it in vain."""
+        return 1 if self._snapshot.is_resuming(record) else self._hosts
+
+    def spend(self, record: SandboxRecord, looks: int) -> None:
+        """So many looks were in vain."""
+        self._spent[record.tenant] += looks
+
+    def is_over(self, record: SandboxRecord) -> bool:
+        """Whether its tenant has had its share; of every plan each has one look at all hosts."""
+        return self._spent[record.tenant] >= self._share
+
+    def in_order(self, now_ms: int) -> Iterator[SandboxRecord]:
+        """The oldest first; among the sandboxes of a tenant that may want too much, from a place that is another at each time."""
+        own: dict[Tenant, list[SandboxRecord]] = {}
+        for record in self._pending:
+            own.setdefault(record.tenant, []).append(record)
+        turned = {tenant: iter(self._turn(records, now_ms)) for tenant, records in own.items()}
+        return (next(turned[record.tenant]) for record in self._pending)
+
+    def _turn(self, records: list[SandboxRecord], now_ms: int) -> list[SandboxRecord]:
+        costs = {_wants(self._snapshot, record): self.cost(record) for record in records}
+        if sum(costs.values()) <= self._share:
+            return records
+        start = crc32(str(now_ms).encode()) % len(records)
+        return records[start:] + records[:start]
 
 
 def _candidates(snapshot: Snapshot) -> dict[HostId, Candidate]:

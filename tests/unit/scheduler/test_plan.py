@@ -192,3 +192,24 @@ def test_wrong_reservations_are_repaired() -> None:
     )
     assert repairs(seen) == expected
     assert repairs(replace(seen, reservations={one.host_id: one for one in expected})) == ()
+
+
+def test_impossible_wishes_cost_a_plan_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenant that wants a hundred different impossible things gets its share of a plan; another's wish is met in the same."""
+    monkeypatch.setattr("scheduler.placement.plan.LOOKS_MAX", 40)
+    carriers = [host(f"host-{number}") for number in range(4)]
+    greedy = [
+        record(number, spec=spec(number, resources=Resources(1, 400_000 + number, 1024))) for number in range(100)
+    ]
+    # The youngest of all, and behind it the greedy tenant's only modest one.
+    modest, own = record(200, tenant=OTHER), record(300)
+    seen = snapshot(records=[*greedy, modest, own], hosts=carriers)
+    placed, refused = set(), set()
+    for now_ms in range(1, 400):
+        made = plan(seen, now_ms)
+        assert len(made.refusals) <= 5
+        assert modest.sandbox_id in {one.sandbox_id for one in made.assignments}
+        placed |= {one.sandbox_id for one in made.assignments}
+        refused |= {one.sandbox_id for one in made.refusals}
+    assert placed == {modest.sandbox_id, own.sandbox_id}
+    assert refused == {one.sandbox_id for one in greedy}
