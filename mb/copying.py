@@ -64,10 +64,13 @@ Produce = Callable[[Write], None]
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What was copied: how many bytes went over, and what of it was left alone, by reason."""
+    """What was copied: the bytes that went over, the paths that were written here, and what was left alone, by reason.
+
+    `paths` is None where the guest or whoever reads stdout does the writing.
+    """
 
     size_bytes: int
-    paths: int
+    paths: int | None
     left: dict[str, int]
 
 
@@ -120,7 +123,7 @@ async def pass_out(guest: Guest, path: str, said: Say) -> Copied:
         size_bytes += len(payload)
         await asyncio.to_thread(_write_all, sys.stdout.buffer, payload)
         said(size_bytes)
-    return Copied(size_bytes, 0, {})
+    return Copied(size_bytes, None, {})
 
 
 async def _receive(guest: Guest, path: str, stream: BinaryIO, said: Say) -> list[str]:
@@ -214,7 +217,7 @@ async def _feed(guest: Guest, words: tuple[str, ...], produce: Produce, said: Sa
     if faults and not isinstance(faults[0], BrokenPipeError):
         message = f"nothing more was sent: {faults[0]}"
         raise HostFaultError("read_failed", message, "mend it and copy again") from faults[0]
-    return Copied(sent, 0, {})
+    return Copied(sent, None, {})
 
 
 async def _run(guest: Guest, words: tuple[str, ...], outbox: Outbox) -> AsyncIterator[bytes]:

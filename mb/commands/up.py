@@ -150,8 +150,10 @@ class _Run:
             self._progress.say(f"interrupted; mb up --id {self._sandbox_id} goes on with the same sandbox")
             return
         name = self._created.spec.name
-        waits = f" (until its secrets are sent: mb secret send {name} JCARD)" if self._secrets else ""
-        self._progress.say(f"let go; {name} goes on{waits}: mb logs {name} --follow, mb status {name}, mb stop {name}")
+        secrets = f"; should it wait for its secrets: mb secret send {name} JCARD" if self._secrets else ""
+        self._progress.say(
+            f"let go; {name} goes on: mb logs {name} --follow, mb status {name}, mb stop {name}{secrets}"
+        )
 
     async def _send(self, client: "Client", source: PackedSource) -> None:
         packed, size = source.packed, render_bytes(source.packed.size_bytes)

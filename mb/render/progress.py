@@ -56,7 +56,7 @@ def render_summary(sandbox: Sandbox, *, is_kept: bool = True) -> list[str]:
     """How a sandbox ended, how long its stages took, and what to do with it next, when it `is_kept`."""
     name = sandbox.spec.name
     agents = sandbox.status.agents if sandbox.status else ()
-    ends = ", ".join(f"{agent.name} {render_agent_end(agent, sandbox)}" for agent in agents)
+    ends = "; ".join(f"{agent.name} {render_agent_end(agent, sandbox)}" for agent in agents)
     lines = wrap(sandbox.phase, f"{name}: {ends}" if ends else name)
     reason = sandbox.status.reason if sandbox.status else None
     if reason is not None:

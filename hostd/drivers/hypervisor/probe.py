@@ -75,7 +75,8 @@ class AcceleratorProbe:
         duration_s = time.monotonic() - started
         if PROBE_WORD in output:
             return Accelerator.KVM, f"a probe guest booted on {self.kvm} in {duration_s:.1f} s"
-        tail = " ".join(output.decode("utf-8", "replace").split())[-TAIL_CHARS:]
+        lines = (" ".join(line.split()) for line in output.decode("utf-8", "replace").splitlines())
+        tail = "; ".join(filter(None, lines))[-TAIL_CHARS:]
         words = f"{ending}{': ' + tail if tail else ''}"
         return Accelerator.TCG, f"{self.kvm} is there, but no probe guest boots on it ({words}): {SLOW}"
 
