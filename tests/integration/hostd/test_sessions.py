@@ -276,3 +276,13 @@ async def test_unknown_types_are_ignored(talk: Talk) -> None:
     await talk.say("weather", b"sun", celsius=20)
     await talk.say("agent", name="one", state="meditating")
     assert talk.progress == before
+
+
+@pytest.mark.parametrize(("pause_s", "is_broken"), [(0.25, True), (2.0, False)], ids=["hostile", "honest"])
+async def test_changes_for_long_are_no_more_than_agents_make(talk: Talk, pause_s: float, is_broken: bool) -> None:
+    """Each change is a line in a journal that all tenants share: a guest is given up that makes them up slowly, and for hours."""
+    await talk.run()
+    for restarts in range(1, 700):
+        talk.now_s += pause_s
+        await talk.say("agent", name="one", state="running", restarts=restarts)
+    assert talk.failure() == ("guest_link_broken" if is_broken else "")
