@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from provisioning.recipe import list_recipes
 
 # As argparse ends for a wrong command line.
 INVALID = 2
+# As wide as mb's own messages, among which these come.
+COLUMNS = 80
 DEFAULT_CACHE = "/var/cache/bedplate"
 
 _EPILOG = """examples:
@@ -52,9 +55,14 @@ def _print_error(error: BedplateError, as_json: bool) -> None:
         shown = {"code": error.code, "field": field, "message": error.message, "next_step": error.next_step}
         print(json.dumps({"error": shown}), file=sys.stderr)
         return
-    print(f"error: {error.message}", file=sys.stderr)
-    if error.next_step:
-        print(f"  next: {error.next_step}", file=sys.stderr)
+    for label, text in (("error: ", error.message), ("  next: ", error.next_step)):
+        if text:
+            print(_fill(label, text), file=sys.stderr)
+
+
+def _fill(label: str, text: str) -> str:
+    indent = " " * len(label)
+    return textwrap.fill(text, COLUMNS, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -73,7 +73,7 @@ def verify(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"digest": digest, "name": manifest.name, "whole": True}))
     else:
-        print(f"{digest} is whole: {manifest.name}, {len(manifest.packages)} packages")
+        print(f"{digest}\nwhole: {manifest.name}, {len(manifest.packages)} packages")
     return 0
 
 
@@ -85,7 +85,7 @@ def export(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"digest": digest, "file": str(options.file), "size_bytes": size_bytes}))
     else:
-        print(f"{options.file}: {digest}, {render_bytes(size_bytes)}")
+        print(f"{digest}\n{options.file}: {render_bytes(size_bytes)}")
     return 0
 
 
@@ -97,7 +97,7 @@ def import_(options: argparse.Namespace) -> int:
         if not _TAG.fullmatch(tag):
             raise InvalidSpecError("tag_invalid", f"{tag!r} is no tag", "write it as name:tag", field="--tag")
         write_tag(options.images, tag, digest)
-    print(json.dumps({"digest": digest, "tag": tag}) if options.json else f"{tag} {digest}")
+    print(json.dumps({"digest": digest, "tag": tag}) if options.json else f"{digest}\n{tag}")
     return 0
 
 
@@ -107,10 +107,10 @@ def rm(options: argparse.Namespace) -> int:
         digest = resolve(options.images, options.image, is_broken_fine=True)
         tags = tags_of(options.images, digest)
         if tags and not options.force:
-            message = f"{digest} is what {' '.join(tags)} points at"
+            message = f"{digest[:SHORT_CHARS]} is what {' '.join(tags)} points at"
             raise ConflictError("image_tagged", message, "build or import what the tag shall be, or say --force")
         _remove(options.images, digest)
-    print(json.dumps({"removed": [digest]}) if options.json else f"{digest} removed")
+    print(json.dumps({"removed": [digest]}) if options.json else f"{digest}\nremoved")
     return 0
 
 

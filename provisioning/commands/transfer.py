@@ -8,7 +8,7 @@ import os
 import tarfile
 from pathlib import Path
 
-from fleet.errors import InvalidSpecError
+from fleet.errors import ConflictError, InvalidSpecError
 from provisioning.imagestore import image_path, put_image, staging_dir
 from provisioning.manifest import (
     FILE_ROLES,
@@ -25,7 +25,10 @@ COPY_BYTES = 1024 * 1024
 
 
 def export_image(images_dir: Path, digest: str, target: Path) -> None:
-    """Writes an image that was verified byte by byte to the new file `target`; what is there already is not replaced."""
+    """Writes an image that was verified byte by byte to the new file `target`; what is there already is not replaced.
+
+    Raises ConflictError `file_exists`.
+    """
     folder = image_path(images_dir, digest)
     manifest = verify_image(folder, digest)
     partial = target.with_name(f".{target.name}.part")
@@ -38,6 +41,9 @@ def export_image(images_dir: Path, digest: str, target: Path) -> None:
                     tar.addfile(member, stream)
         # A link fails where a rename would replace.
         os.link(partial, target)
+    except FileExistsError as error:
+        message = f"{error.filename2 or error.filename} is there already"
+        raise ConflictError("file_exists", message, "name another file, or remove that one") from error
     finally:
         partial.unlink(missing_ok=True)
 

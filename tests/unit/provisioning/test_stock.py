@@ -51,7 +51,7 @@ def test_an_image_survives_the_way_to_another_store(
     assert main(["import", str(files[0]), "--images", str(tmp_path / "there"), "--digest", tagged, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"digest": tagged, "tag": "base:latest"}
     assert verify_image(image_path(tmp_path / "there", tagged), tagged).name == "base"
-    assert _fault(capsys, "export", "base:latest", str(files[0]), "--images", str(images_dir)) == "system_refused"
+    assert _fault(capsys, "export", "base:latest", str(files[0]), "--images", str(images_dir)) == "file_exists"
 
 
 def test_a_file_that_is_not_the_image_is_refused(
@@ -178,3 +178,8 @@ def test_a_name_without_a_tag_is_the_latest(store: tuple[Path, str, str], capsys
     assert shown[0] == tagged
     assert max(map(len, shown)) <= 80
     assert _fault(capsys, "inspect", "other", "--images", str(images_dir)) == "image_not_found"
+    assert main(["verify", "base", "--images", str(images_dir)]) == 0
+    assert main(["rm", "base", "--images", str(images_dir)]) == 1
+    shown = capsys.readouterr()
+    assert max(map(len, [*shown.out.splitlines(), *shown.err.splitlines()])) <= 80
+    assert "next: " in shown.err
