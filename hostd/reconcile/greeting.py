@@ -62,6 +62,8 @@ class Greetings:
         self._prefix_length = prefix_length
         self._clock = clock
         self._vault = Vault()
+        # From whom the values came that are held for a run: the same again is no event.
+        self._received: dict[SandboxId, tuple[int, str]] = {}
         self._greetings: dict[SandboxId, _Greeting] = {}
 
     def begin(self, sandbox_id: SandboxId) -> None:
@@ -81,6 +83,7 @@ class Greetings:
     def forget_secrets(self, sandbox_id: SandboxId) -> None:
         """Drops the values of its secrets."""
         self._vault.drop(sandbox_id)
+        self._received.pop(sandbox_id, None)
 
     def is_going(self, sandbox_id: SandboxId) -> bool:
         """Whether the guest has all it needs, in this session."""
@@ -109,7 +112,9 @@ class Greetings:
             return
         self._vault.put(order, values)
         try:
-            self._book.record(order, "secrets.received", ", ".join(order.spec.secrets), actor)
+            if self._received.get(sandbox_id) != (order.run, actor):
+                self._book.record(order, "secrets.received", ", ".join(order.spec.secrets), actor)
+                self._received[sandbox_id] = (order.run, actor)
             if (boot_id := self._waiting_boot_id(sandbox_id)) is not None:
                 with suppress(UnavailableError):
                     # A link that breaks meanwhile begins anew with hello, and finds the values here.
