@@ -65,4 +65,5 @@ def command(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"path": str(path)})
     else:
-        click.echo(f"wrote {path}; next: mb check {folder}, then mb up {folder}")
+        where = "" if folder == Path() else f" {folder}"
+        click.echo(f"wrote {path}; next: mb check{where}, then mb up{where}")

@@ -39,7 +39,8 @@ def command(ctx: click.Context, name: str, path: Path | None, *, as_json: bool) 
         print_json(to_json(sandbox))
     else:
         shown = sandbox.spec.name
-        click.echo(f"{shown} starts again; mb logs {shown} --follow, mb status {shown}")
+        starts = "runs" if sandbox.phase is Phase.RUNNING else "starts again"
+        click.echo(f"{shown} {starts}; mb logs {shown} --follow, mb status {shown}")
 
 
 async def _start(client: "Client", name: str, path: Path | None) -> "Sandbox":
