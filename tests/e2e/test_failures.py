@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -56,6 +57,28 @@ def test_a_killed_hostd_loses_nothing(tenant: Tenant, fleet: EmbeddedFleet) -> N
     status = tenant.status("adopted")
     assert (status["phase"], status["status"]["artifact"]["changes"]) == ("completed", 1)
     tenant.destroy("adopted")
+
+
+def test_a_host_that_lost_its_state_runs_no_agent_twice(tenant: Tenant, fleet: EmbeddedFleet) -> None:
+    """With the state folder gone and etcd whole the sandbox has failed, its VM is gone, and no other is started for it."""
+    folder = tenant.write_project("forgotten", ["python3", "count.py"], {"count.py": COUNTER})
+    with tenant.start("up", str(folder)) as up:
+        up.until_printed("line 5\n")
+        sandbox_id = tenant.status("forgotten")["sandbox_id"]
+        fleet.hostd.kill()
+        for name in ("orders", "sandboxes"):
+            shutil.rmtree(fleet.folder / "state" / name)
+        fleet.start_hostd()
+        up.wait()
+    status = wait_until(lambda: tenant.status("forgotten"), lambda found: found["phase"] in ENDED_PHASES)
+    assert (status["phase"], status["status"]["reason"]["code"]) == ("failed", "state_lost")
+    wait_until(lambda: _count_vms(sandbox_id), lambda count: count == 0)
+    tenant.destroy("forgotten")
+
+
+def _count_vms(sandbox_id: str) -> int:
+    found = subprocess.run(["pgrep", "-f", f"guest=bp-{sandbox_id},"], capture_output=True, text=True, check=False)
+    return len(found.stdout.split())
 
 
 def test_a_killed_scheduler_is_waited_for(tenant: Tenant, fleet: EmbeddedFleet) -> None:
