@@ -18,6 +18,7 @@ from fleet.identity import Role
 from fleet.model.host import Accelerator
 from fleet.model.ids import HostId, SandboxId
 from fleet.store.etcd import open_etcd
+from fleet.telemetry import configure_logging
 from hostd.config import HostdConfig
 from hostd.daemon import Parts, run_daemon
 from hostd.drivers.image import ImageStore, SourceStore
@@ -184,4 +185,5 @@ async def _serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    configure_logging(LABEL, "info")
     asyncio.run(_serve(Path(sys.argv[1])))
