@@ -7,6 +7,7 @@ import asyncio
 import fcntl
 import os
 import pty
+import select
 import signal
 import struct
 import termios
@@ -30,6 +31,8 @@ from scheduler.api.permissions import PERMISSIONS
 from tests.integration.mb.parts import OWN_TERMINAL
 
 READ_BYTES = 64 * 1024
+# How often a reader sees that its terminal was closed under it.
+LOOK_S = 0.5
 
 
 class Desk:
@@ -350,6 +353,9 @@ class _Local:
 
 def _read_terminal(master: int) -> bytes:
     try:
+        # Not read() alone: it would outlast a terminal that is closed here and still open elsewhere.
+        while not select.select([master], [], [], LOOK_S)[0]:
+            pass
         return os.read(master, READ_BYTES)
-    except OSError:  # EIO: nobody has it open any more
+    except (OSError, ValueError):  # EIO: nobody has it open any more; else it was closed here
         return b""
