@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Generator
 from pathlib import Path
@@ -19,6 +20,8 @@ IS_CI = os.environ.get("CI") == "true"
 # Tests of guestd fork this very process as guestd forks itself. gRPC's handlers of forks, which guestd has none of, were seen to
 # abort the child; they must be told before gRPC is imported.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+# A shell's background job ignores Ctrl-C, and so would every `mb` that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
