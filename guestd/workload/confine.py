@@ -32,8 +32,9 @@ _BASE = {
     },
 }
 _COMMON = {"SHELL": "/bin/bash", "LANG": "C.UTF-8", "TERM": "dumb"}
-# Python ignores the last two and the shell that starts guestd the first two; what is ignored stays so over an execve.
-_IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
+# Python ignores the last two and the shell that starts guestd the two before; nohup the first. What is ignored stays so over an
+# execve.
+_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def build_environment(

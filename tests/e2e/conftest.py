@@ -27,7 +27,7 @@ CACHE = Path(os.environ.get("BEDPLATE_CACHE", "/var/cache/bedplate"))
 # More vCPUs than the machine has, so that three VMs fit; memory for six small ones, so that a large one fills the host.
 VCPUS, MEMORY_MIB = 8, 6144
 # hostd's state lies on a filesystem of its own, so that a test can fill it. Files of scratch disks are sparse.
-STATE_SIZE = "6G"
+STATE_BYTES = 6 * 1024**3
 
 # PID 1 of a guest that belongs to its attacker from the first instruction on: root, with every capability, before anything of ours.
 HOSTILE_INIT = """#!/bin/sh
@@ -93,7 +93,12 @@ def stranger(fleet: EmbeddedFleet, tmp_path: Path) -> Tenant:
 def _own_filesystem(state: Path) -> Iterator[None]:
     """Within it, in this mount namespace, `state` is a filesystem of its own."""
     state.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={STATE_SIZE},mode=0711", "tmpfs", state], check=True)
+    disk = state.with_name("state.ext4")
+    with disk.open("wb") as stream:
+        stream.truncate(STATE_BYTES)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", disk], check=True)
+    # The loop device ends with the mount, and that with this namespace at the latest.
+    subprocess.run(["mount", "-o", "loop", disk, state], check=True)
     try:
         yield
     finally:

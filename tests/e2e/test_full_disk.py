@@ -12,13 +12,13 @@ from tests.e2e.operate import Tenant
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.timeout(900)]
 
-# Steps in which the last room is taken; the smallest is a page, below which tmpfs gives nothing.
+# Steps in which the last room is taken; the smallest is a block of the filesystem.
 FILL_STEPS = (64 * 1024**2, 1024**2, 64 * 1024, 4096)
 
 
 @contextmanager
 def full_disk(fleet: EmbeddedFleet) -> Iterator[None]:
-    """Within it the filesystem of hostd's state has not a page left (tests/e2e/conftest.py gives it one of its own)."""
+    """Within it the filesystem of hostd's state has not a block left (tests/e2e/conftest.py gives it one of its own)."""
     filler = fleet.folder / "state" / "filler"
     descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
     try:

@@ -211,6 +211,8 @@ def test_a_session_is_a_terminal_that_logs_exact_bytes(supervised: Supervised) -
         restart="no",
     )
     with viewer() as seen:
+        # What is typed earlier is echoed ahead of what it prints.
+        supervised.until_output(b"/dev/pts/")
         seen.sendall(FRAME.pack(SIZE, 101, 33) + FRAME.pack(KEYS, 3, 0) + b"hi\n")
         supervised.until_output(b"33 101\n")
         seen.sendall(FRAME.pack(KEYS, 1, 0) + b"\x03")
