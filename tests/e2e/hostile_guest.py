@@ -3,6 +3,7 @@
 usage: hostile_guest.py garbage | names | flood | flips | artifact
 """
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -35,8 +36,10 @@ def end_guestd() -> None:
     for name in ("guestd-loop", "guestd.pyz"):
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             pid = int(path.parent.name)
-            if name.encode() in path.read_bytes() and pid != os.getpid():
-                os.kill(pid, signal.SIGKILL)
+            # Processes come and go while they are looked at.
+            with contextlib.suppress(OSError):
+                if name.encode() in path.read_bytes() and pid != os.getpid():
+                    os.kill(pid, signal.SIGKILL)
 
 
 def open_port() -> int:
