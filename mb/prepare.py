@@ -11,10 +11,10 @@ from typing import BinaryIO
 from fleet.errors import InvalidSpecError, NotFoundError
 from fleet.model.admission import FieldRefusal
 from fleet.model.sandbox import SandboxSpec
+from fleet.model.secret import SecretValue
 from mb.jcard.model import Jcard, JcardError, Shared
 from mb.jcard.parse import parse_jcard
 from mb.jcard.paths import FILE_BYTES_MAX
-from mb.jcard.secret import SecretValue
 from mb.jcard.to_spec import UNPACKED, find_faults, to_spec
 from mb.pack import Packed, pack_folder
 

@@ -9,27 +9,9 @@ from fleet.errors import InvalidSpecError
 from fleet.model.admission import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
+from fleet.model.secret import SecretValue
 from fleet.model.units import KIB
 from hostd.drivers.ports import LinkMessage
-
-
-class SecretValue:
-    """A value that shows itself only to whoever asks for it by name."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: bytes) -> None:
-        self._value = value
-
-    def __repr__(self) -> str:
-        return "SecretValue(...)"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a secret value is never written down")
-
-    def reveal(self) -> bytes:
-        """The value itself."""
-        return self._value
 
 
 class Vault:

@@ -7,7 +7,7 @@ from pathlib import Path
 from fleet.errors import InvalidSpecError
 from fleet.model.admission import FieldRefusal
 from fleet.model.sandbox import SandboxSpec
-from mb.jcard.secret import SecretValue
+from fleet.model.secret import SecretValue
 
 
 @dataclass(frozen=True, slots=True)

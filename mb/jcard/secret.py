@@ -1,27 +1,9 @@
 """Secrets on their way through mb: a value shows itself to nobody who does not ask for it by name."""
 
 from fleet.model.admission import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
+from fleet.model.secret import SecretValue
 from fleet.model.units import render_bytes
 from mb.jcard.table import Table
-
-
-class SecretValue:
-    """Bytes that no repr, message or JSON repeats; only `reveal` gives them."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: bytes) -> None:
-        self._value = value
-
-    def __repr__(self) -> str:
-        return "SecretValue(…)"
-
-    def __len__(self) -> int:
-        return len(self._value)
-
-    def reveal(self) -> bytes:
-        """The value itself, for the call that sends it."""
-        return self._value
 
 
 def read_secrets(root: Table) -> dict[str, SecretValue]:

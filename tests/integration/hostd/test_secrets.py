@@ -10,9 +10,10 @@ import pytest
 from fleet.errors import ConflictError, HostFaultError, InvalidSpecError
 from fleet.model.admission import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
 from fleet.model.sandbox import Goal
+from fleet.model.secret import SecretValue
 from hostd.drivers.ports import LinkMessage
 from hostd.reconcile.patience import SECRETS_AWAITED
-from hostd.reconcile.secrets import SecretValue, Vault
+from hostd.reconcile.secrets import Vault
 from tests.integration.hostd.parts import Hostd, Room
 from tests.integration.hostd.talk import A, Talk
 
