@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -11,7 +12,8 @@ from guestd.kernel import set_no_new_privileges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import NoReturn
 
     from guestd.workload.cgroup import Cgroup
 
@@ -19,6 +21,8 @@ AGENT = "agent"
 ROOT = "root"
 # As shells have it: no such program, and a program that cannot be executed.
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
+# Of a name in a report, which is read at once.
+NAME_CHARS_MAX = 200
 # Where the values of guestd.secrets lie.
 SECRETS_FOLDER = "/run/secrets"
 
@@ -64,3 +68,23 @@ def become_agent() -> None:
     os.setresgid(AGENT_ID, AGENT_ID, AGENT_ID)
     os.setresuid(AGENT_ID, AGENT_ID, AGENT_ID)
     set_no_new_privileges()
+
+
+def become_program(prepare: Callable[[], tuple[str, list[str], dict[str, str]]], report: int) -> NoReturn:
+    """Becomes the program whose working directory, command and environment `prepare` gives once it has confined this process.
+
+    What keeps it from that is told on `report` as JSON: the shell's exit code, and a message.
+    """
+    code_if_missing, step = NOT_EXECUTABLE, "it cannot be confined"
+    try:
+        workdir, command, env = prepare()
+        step = f"its working directory {workdir[:NAME_CHARS_MAX]} cannot be entered"
+        os.chdir(workdir)
+        code_if_missing, step = NOT_FOUND, f"its program {command[0][:NAME_CHARS_MAX]} cannot be executed"
+        os.execvpe(command[0], command, env)  # noqa: S606
+    except (OSError, ValueError) as error:
+        code = code_if_missing if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        reason = error.strerror if isinstance(error, OSError) else error
+        os.write(report, json.dumps({"exit_code": code, "message": f"{step}: {reason}"}).encode())
+    finally:
+        os._exit(NOT_EXECUTABLE)

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 
-from guestd.workload.confine import NOT_EXECUTABLE, NOT_FOUND, become_agent, build_environment, enter_confinement
+from guestd.workload.confine import become_agent, become_program, build_environment, enter_confinement
 from guestd.workload.files import FAILED, Record
 from guestd.workload.terminal import SESSION_TERM, TIOCSCTTY
 
@@ -34,23 +34,14 @@ def launch(agent: Agent, cgroup: Cgroup, output: int) -> tuple[int, Record | Non
 
 
 def _become(agent: Agent, cgroup: Cgroup, output: int, report: int) -> NoReturn:
-    code_if_missing, step = NOT_EXECUTABLE, "it cannot be confined"
-    try:
+    def prepare() -> tuple[str, list[str], dict[str, str]]:
         enter_confinement(cgroup)
         _connect(output, is_terminal=bool(agent.session))
         become_agent()
-        step = f"its working directory {agent.workdir} cannot be entered"
-        os.chdir(agent.workdir)
-        code_if_missing, step = NOT_FOUND, f"its program {agent.command[0]} cannot be executed"
         term = SESSION_TERM if agent.session else ""
-        env = build_environment(agent.env, term=term, secrets=agent.secrets)
-        os.execvpe(agent.command[0], agent.command, env)  # noqa: S606
-    except (OSError, ValueError) as error:
-        code = code_if_missing if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-        reason = error.strerror if isinstance(error, OSError) else error
-        os.write(report, json.dumps({"exit_code": code, "message": f"{step}: {reason}"}).encode())
-    finally:
-        os._exit(NOT_EXECUTABLE)
+        return agent.workdir, agent.command, build_environment(agent.env, term=term, secrets=agent.secrets)
+
+    become_program(prepare, report)
 
 
 def _connect(output: int, *, is_terminal: bool) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 
 from guestd.workload.aside import DESCRIPTORS_MAX
-from guestd.workload.confine import NOT_EXECUTABLE, NOT_FOUND, ROOT, become_agent, enter_confinement
+from guestd.workload.confine import ROOT, become_agent, become_program, enter_confinement
 from guestd.workload.terminal import TIOCSCTTY
 
 TYPE_CHECKING = False
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 # Short of memory the kernel should take what an owner runs by hand before it takes an agent.
 OOM_SCORE_ADJ = 500
 REQUEST_BYTES = 64 * 1024
-# Of a name in a report, which is read at once.
-NAME_CHARS_MAX = 200
 
 
 class Spare:
@@ -71,9 +69,7 @@ def _close(descriptors: list[int]) -> None:
 
 
 def _wait_to_become(cgroup: Cgroup, requested: int, report: int, streams: tuple[int, int, int]) -> NoReturn:
-    step = "it cannot be confined"
-    code_if_missing = NOT_EXECUTABLE
-    try:
+    def prepare() -> tuple[str, list[str], dict[str, str]]:
         # What a collection touches would be copied.
         gc.disable()
         enter_confinement(cgroup, oom_score_adj=OOM_SCORE_ADJ)
@@ -88,17 +84,9 @@ def _wait_to_become(cgroup: Cgroup, requested: int, report: int, streams: tuple[
             _take_terminal(request["terminal"])
         if request["user"] != ROOT:
             become_agent()
-        step = f"its working directory {request['workdir'][:NAME_CHARS_MAX]} cannot be entered"
-        os.chdir(request["workdir"])
-        program = request["command"][0]
-        code_if_missing, step = NOT_FOUND, f"its program {program[:NAME_CHARS_MAX]} cannot be executed"
-        os.execvpe(program, request["command"], request["env"])  # noqa: S606
-    except (OSError, ValueError) as error:
-        code = code_if_missing if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-        reason = error.strerror if isinstance(error, OSError) else error
-        os.write(report, json.dumps({"exit_code": code, "message": f"{step}: {reason}"}).encode())
-    finally:
-        os._exit(NOT_EXECUTABLE)
+        return request["workdir"], request["command"], request["env"]
+
+    become_program(prepare, report)
 
 
 def _close_all_but(first: int, second: int) -> None:
