@@ -3,12 +3,27 @@
 from dataclasses import dataclass
 
 from fleet.model.ids import NO_DIGEST, NO_HOST, Digest, HostId, SandboxId, Tenant
-from fleet.model.sandbox import Goal, Phase, SandboxSpec, SandboxStatus
+from fleet.model.sandbox import Goal, Phase, Reason, SandboxSpec, SandboxStatus
+
+
+@dataclass(frozen=True, slots=True)
+class GpuShare:
+    """A part of one of a host's devices, in thousandths."""
+
+    device_id: str
+    milli: int
+
+
+ANY_NODE = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The order to one host to carry one sandbox; complete, so that a host needs nothing else to obey it."""
+    """The order to one host to carry one sandbox; complete, so that a host needs nothing else to obey it.
+
+    `placement` counts the sandbox's placements; this one began with `first_run` and has no disk of an earlier run. `reason` says
+    why the scheduler, and not the owner, ends it; `cycle` names the record of the decision.
+    """
 
     sandbox_id: SandboxId
     tenant: Tenant
@@ -21,6 +36,12 @@ class Assignment:
     created_at_ms: int
     assigned_at_ms: int
     run: int = 1
+    placement: int = 1
+    first_run: int = 1
+    gpus: tuple[GpuShare, ...] = ()
+    reason: Reason | None = None
+    cycle: str = ""
+    numa_node: int = ANY_NODE
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fleet.model.assignment import GpuShare
 from fleet.model.ids import Digest, HostId
 from fleet.model.sandbox import Label, NetworkMode, Resources
 
@@ -29,6 +30,27 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
+class Gpu:
+    """One device that can be given to sandboxes, by its PCI address; devices on one `pcie_switch` reach each other fastest."""
+
+    device_id: str
+    model: str
+    memory_mib: int
+    numa_node: int = -1
+    pcie_switch: str = ""
+    is_shareable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NumaNode:
+    """One NUMA node's part of a host's capacity."""
+
+    node: int
+    vcpus: int
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
 class HostImage:
     """An image that a host holds, verified; `name` carries the tag, and is UNTAGGED for one that only a sandbox there needs."""
 
@@ -50,6 +72,10 @@ class HostRecord:
     network_modes: tuple[NetworkMode, ...]
     version: str
     registered_at_ms: int
+    vcpu_overcommit_milli: int = 1000
+    gpus: tuple[Gpu, ...] = ()
+    numa_nodes: tuple[NumaNode, ...] = ()
+    taints: tuple[Label, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +96,32 @@ class Reservation:
     memory_mib: int = 0
     disk_mib: int = 0
     sandboxes: int = 0
+    gpus: tuple[GpuShare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class HostCordon:
-    """No new sandboxes on this host, by an operator's word; those on it run on."""
+    """No new sandboxes on this host, by an operator's word; those on it run on, unless it is draining.
+
+    A drain moves `moves_max` sandboxes at a time; one that cannot run on elsewhere is waited for, or stopped if `is_forced`.
+    """
 
     host_id: HostId
     by: str
     at_ms: int
     reason: str = ""
+    is_draining: bool = False
+    moves_max: int = 0
+    is_forced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostLosses:
+    """When a host was lost of late, the last time last; nothing is placed there before `until_ms`."""
+
+    host_id: HostId
+    at_ms: tuple[int, ...]
+    until_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +132,7 @@ class Host:
     is_alive: bool
     reserved: Reservation
     cordon: HostCordon | None = None
+    losses: HostLosses | None = None
 
 
 # The VMM's own memory beside the guest's: QEMU 7.2 with the devices of one sandbox stays below 160 MiB resident

@@ -15,6 +15,7 @@ Tenant = NewType("Tenant", str)
 Digest = NewType("Digest", str)
 
 NO_HOST = HostId("")
+NO_SANDBOX = SandboxId("")
 NO_DIGEST = Digest("")
 
 # 12 characters, because "bp-" and the id together must fit Linux's 15-character interface names.

@@ -7,7 +7,7 @@ any of these -> REMOVING -> REMOVED; LOST when its host's lease is gone
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fleet.model.ids import NO_DIGEST, Digest, HostId, SandboxId, Tenant
+from fleet.model.ids import NO_DIGEST, NO_SANDBOX, Digest, HostId, SandboxId, Tenant
 
 
 class Goal(StrEnum):
@@ -75,6 +75,9 @@ class Resources:
     memory_mib: int = 4096
     disk_mib: int = 20480
     gpus: int = 0
+    gpu_milli: int = 0
+    gpu_models: tuple[str, ...] = ()
+    gpu_memory_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,57 @@ class Agent:
     session: str = ""
 
 
+class Affinity(StrEnum):
+    """What a parent's host is to its child: where it would rather be, or rather not."""
+
+    ANY = "any"
+    NEAR = "near"
+    AWAY = "away"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How a sandbox wants to be placed; of one `group` all `group_size` members are placed at once, or none."""
+
+    priority: int = 0
+    tolerations: tuple[Label, ...] = ()
+    prefer_labels: tuple[Label, ...] = ()
+    parent_affinity: Affinity = Affinity.ANY
+    group: str = ""
+    group_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What is set aside at one moment; as a limit, 0 means none. `depth` counts generations of sandboxes below."""
+
+    vcpus: int = 0
+    memory_mib: int = 0
+    disk_mib: int = 0
+    gpu_milli: int = 0
+    sandboxes: int = 0
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What is used over time; as a limit, 0 means none. `cost_micro` is in millionths of the price table's unit."""
+
+    wall_ms: int = 0
+    vcpu_ms: int = 0
+    gpu_ms: int = 0
+    egress_bytes: int = 0
+    cost_micro: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an account or a sandbox, with all below it, may use: at once, and in total."""
+
+    concurrent: Amounts = Amounts()
+    total: Totals = Totals()
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """What was asked for, complete: nothing in it is ever ignored, only enforced or refused."""
@@ -160,19 +214,10 @@ class SandboxSpec:
     agents: tuple[Agent, ...] = ()
     require_labels: tuple[Label, ...] = ()
     secrets: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxRecord:
-    """The owner's wish, as stored; `generation` rises with every change of the goal, `run` with every start after a stop."""
-
-    sandbox_id: SandboxId
-    tenant: Tenant
-    spec: SandboxSpec
-    goal: Goal
-    generation: int
-    created_at_ms: int
-    run: int = 1
+    placement: Placement = Placement()
+    parent: SandboxId = NO_SANDBOX
+    budget: str = ""
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +227,27 @@ class Reason:
     code: str
     message: str
     next_step: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRecord:
+    """The owner's wish, as stored; `generation` rises with every change of the goal, `run` with every start after a stop.
+
+    `placement` rises when it shall go to another host; `reason` says why the scheduler, and not the owner, changed the goal;
+    `ancestors` has the parent first.
+    """
+
+    sandbox_id: SandboxId
+    tenant: Tenant
+    spec: SandboxSpec
+    goal: Goal
+    generation: int
+    created_at_ms: int
+    run: int = 1
+    placement: int = 1
+    reason: Reason | None = None
+    ancestors: tuple[SandboxId, ...] = ()
+    not_before_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from fleet.model.ids import HostId, SandboxId, Tenant
 ROOT = "/bedplate/v1/"
 # Beside ROOT and not below it: schedulers keep all of ROOT in memory, and events are read when somebody asks.
 EVENTS = "/bedplate/event/v1/"
+CYCLES = "/bedplate/cycle/v1/"
 
 RECORDS = ROOT + "record/"
 IDS = ROOT + "id/"
@@ -21,6 +22,12 @@ HOSTS = ROOT + "host/"
 ALIVE = ROOT + "alive/"
 SOURCES = ROOT + "source/"
 CORDONS = ROOT + "cordon/"
+LOSSES = ROOT + "losses/"
+BUDGETS = ROOT + "budget/"
+BALANCES = ROOT + "balance/"
+METERS = ROOT + "meter/"
+CHARGED = ROOT + "charged/"
+PRICES = ROOT + "prices"
 TOKENS = ROOT + "token/"
 ISSUED = ROOT + "issued/"
 REVOKED = ROOT + "revoked/"
@@ -102,6 +109,36 @@ def source_hosts(tenant: Tenant, digest_hex: str) -> str:
 def cordon_key(host_id: HostId) -> str:
     """That no new sandbox is placed on a host. Writer: scheduler."""
     return f"{CORDONS}{host_id}"
+
+
+def losses_key(host_id: HostId) -> str:
+    """When a host was lost of late, and until when nothing is placed there. Writer: scheduler."""
+    return f"{LOSSES}{host_id}"
+
+
+def budget_key(tenant: Tenant, account: str) -> str:
+    """What an account may use. Writer: scheduler."""
+    return f"{BUDGETS}{tenant}/{account}"
+
+
+def balance_key(tenant: Tenant, account: str) -> str:
+    """What an account has set aside and used. Writer: scheduler."""
+    return f"{BALANCES}{tenant}/{account}"
+
+
+def meter_key(host_id: HostId) -> str:
+    """What the sandboxes of a host have used. Writer: that host's hostd."""
+    return f"{METERS}{host_id}"
+
+
+def charged_key(host_id: HostId) -> str:
+    """What of a host's meter has been charged. Writer: scheduler."""
+    return f"{CHARGED}{host_id}"
+
+
+def cycle_key(cycle: str) -> str:
+    """The record of one cycle of a leader. Writer: scheduler."""
+    return f"{CYCLES}{cycle}"
 
 
 def token_key(token_id: str) -> str:

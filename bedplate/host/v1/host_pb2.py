@@ -25,27 +25,33 @@ _sym_db = _symbol_database.Default()
 from bedplate.sandbox.v1 import sandbox_pb2 as bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62\x65\x64plate/host/v1/host.proto\x12\x10\x62\x65\x64plate.host.v1\x1a!bedplate/sandbox/v1/sandbox.proto\"R\n\x08\x43\x61pacity\x12\r\n\x05vcpus\x18\x01 \x01(\r\x12\x12\n\nmemory_mib\x18\x02 \x01(\x04\x12\x10\n\x08\x64isk_mib\x18\x03 \x01(\x04\x12\x11\n\tsandboxes\x18\x04 \x01(\r\")\n\tHostImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xe9\x02\n\nHostRecord\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12,\n\x08\x63\x61pacity\x18\x03 \x01(\x0b\x32\x1a.bedplate.host.v1.Capacity\x12*\n\x06labels\x18\x04 \x03(\x0b\x32\x1a.bedplate.sandbox.v1.Label\x12+\n\x06images\x18\x05 \x03(\x0b\x32\x1b.bedplate.host.v1.HostImage\x12\x32\n\x0b\x61\x63\x63\x65lerator\x18\x06 \x01(\x0e\x32\x1d.bedplate.host.v1.Accelerator\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x07 \x01(\t\x12\x37\n\rnetwork_modes\x18\x08 \x03(\x0e\x32 .bedplate.sandbox.v1.NetworkMode\x12\x0f\n\x07version\x18\t \x01(\t\x12\x18\n\x10registered_at_ms\x18\n \x01(\x03\"?\n\tHostAlive\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08since_ms\x18\x03 \x01(\x03\"f\n\x0bReservation\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\r\n\x05vcpus\x18\x02 \x01(\r\x12\x12\n\nmemory_mib\x18\x03 \x01(\x04\x12\x10\n\x08\x64isk_mib\x18\x04 \x01(\x04\x12\x11\n\tsandboxes\x18\x05 \x01(\r\"H\n\nHostCordon\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xb5\x01\n\x04Host\x12,\n\x06record\x18\x01 \x01(\x0b\x32\x1c.bedplate.host.v1.HostRecord\x12\x10\n\x08is_alive\x18\x02 \x01(\x08\x12/\n\x08reserved\x18\x03 \x01(\x0b\x32\x1d.bedplate.host.v1.Reservation\x12\x31\n\x06\x63ordon\x18\x04 \x01(\x0b\x32\x1c.bedplate.host.v1.HostCordonH\x00\x88\x01\x01\x42\t\n\x07_cordon*o\n\x0b\x41\x63\x63\x65lerator\x12\x1b\n\x17\x41\x43\x43\x45LERATOR_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41\x43\x43\x45LERATOR_KVM\x10\x01\x12\x13\n\x0f\x41\x43\x43\x45LERATOR_TCG\x10\x02\x12\x19\n\x15\x41\x43\x43\x45LERATOR_SIMULATED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62\x65\x64plate/host/v1/host.proto\x12\x10\x62\x65\x64plate.host.v1\x1a!bedplate/sandbox/v1/sandbox.proto\"R\n\x08\x43\x61pacity\x12\r\n\x05vcpus\x18\x01 \x01(\r\x12\x12\n\nmemory_mib\x18\x02 \x01(\x04\x12\x10\n\x08\x64isk_mib\x18\x03 \x01(\x04\x12\x11\n\tsandboxes\x18\x04 \x01(\r\"y\n\x03Gpu\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nmemory_mib\x18\x03 \x01(\x04\x12\x11\n\tnuma_node\x18\x04 \x01(\x05\x12\x13\n\x0bpcie_switch\x18\x05 \x01(\t\x12\x14\n\x0cis_shareable\x18\x06 \x01(\x08\";\n\x08NumaNode\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\r\n\x05vcpus\x18\x02 \x01(\r\x12\x12\n\nmemory_mib\x18\x03 \x01(\x04\")\n\tHostImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x89\x04\n\nHostRecord\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12,\n\x08\x63\x61pacity\x18\x03 \x01(\x0b\x32\x1a.bedplate.host.v1.Capacity\x12*\n\x06labels\x18\x04 \x03(\x0b\x32\x1a.bedplate.sandbox.v1.Label\x12+\n\x06images\x18\x05 \x03(\x0b\x32\x1b.bedplate.host.v1.HostImage\x12\x32\n\x0b\x61\x63\x63\x65lerator\x18\x06 \x01(\x0e\x32\x1d.bedplate.host.v1.Accelerator\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x07 \x01(\t\x12\x37\n\rnetwork_modes\x18\x08 \x03(\x0e\x32 .bedplate.sandbox.v1.NetworkMode\x12\x0f\n\x07version\x18\t \x01(\t\x12\x18\n\x10registered_at_ms\x18\n \x01(\x03\x12\x1d\n\x15vcpu_overcommit_milli\x18\x0b \x01(\r\x12#\n\x04gpus\x18\x0c \x03(\x0b\x32\x15.bedplate.host.v1.Gpu\x12.\n\nnuma_nodes\x18\r \x03(\x0b\x32\x1a.bedplate.host.v1.NumaNode\x12*\n\x06taints\x18\x0e \x03(\x0b\x32\x1a.bedplate.sandbox.v1.Label\"?\n\tHostAlive\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08since_ms\x18\x03 \x01(\x03\"\x93\x01\n\x0bReservation\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\r\n\x05vcpus\x18\x02 \x01(\r\x12\x12\n\nmemory_mib\x18\x03 \x01(\x04\x12\x10\n\x08\x64isk_mib\x18\x04 \x01(\x04\x12\x11\n\tsandboxes\x18\x05 \x01(\r\x12+\n\x04gpus\x18\x06 \x03(\x0b\x32\x1d.bedplate.sandbox.v1.GpuShare\"\x83\x01\n\nHostCordon\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x13\n\x0bis_draining\x18\x05 \x01(\x08\x12\x11\n\tmoves_max\x18\x06 \x01(\r\x12\x11\n\tis_forced\x18\x07 \x01(\x08\">\n\nHostLosses\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\r\n\x05\x61t_ms\x18\x02 \x03(\x03\x12\x10\n\x08until_ms\x18\x03 \x01(\x03\"\xf3\x01\n\x04Host\x12,\n\x06record\x18\x01 \x01(\x0b\x32\x1c.bedplate.host.v1.HostRecord\x12\x10\n\x08is_alive\x18\x02 \x01(\x08\x12/\n\x08reserved\x18\x03 \x01(\x0b\x32\x1d.bedplate.host.v1.Reservation\x12\x31\n\x06\x63ordon\x18\x04 \x01(\x0b\x32\x1c.bedplate.host.v1.HostCordonH\x00\x88\x01\x01\x12\x31\n\x06losses\x18\x05 \x01(\x0b\x32\x1c.bedplate.host.v1.HostLossesH\x01\x88\x01\x01\x42\t\n\x07_cordonB\t\n\x07_losses*o\n\x0b\x41\x63\x63\x65lerator\x12\x1b\n\x17\x41\x43\x43\x45LERATOR_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41\x43\x43\x45LERATOR_KVM\x10\x01\x12\x13\n\x0f\x41\x43\x43\x45LERATOR_TCG\x10\x02\x12\x19\n\x15\x41\x43\x43\x45LERATOR_SIMULATED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bedplate.host.v1.host_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACCELERATOR']._serialized_start=1002
-  _globals['_ACCELERATOR']._serialized_end=1113
+  _globals['_ACCELERATOR']._serialized_start=1578
+  _globals['_ACCELERATOR']._serialized_end=1689
   _globals['_CAPACITY']._serialized_start=84
   _globals['_CAPACITY']._serialized_end=166
-  _globals['_HOSTIMAGE']._serialized_start=168
-  _globals['_HOSTIMAGE']._serialized_end=209
-  _globals['_HOSTRECORD']._serialized_start=212
-  _globals['_HOSTRECORD']._serialized_end=573
-  _globals['_HOSTALIVE']._serialized_start=575
-  _globals['_HOSTALIVE']._serialized_end=638
-  _globals['_RESERVATION']._serialized_start=640
-  _globals['_RESERVATION']._serialized_end=742
-  _globals['_HOSTCORDON']._serialized_start=744
-  _globals['_HOSTCORDON']._serialized_end=816
-  _globals['_HOST']._serialized_start=819
-  _globals['_HOST']._serialized_end=1000
+  _globals['_GPU']._serialized_start=168
+  _globals['_GPU']._serialized_end=289
+  _globals['_NUMANODE']._serialized_start=291
+  _globals['_NUMANODE']._serialized_end=350
+  _globals['_HOSTIMAGE']._serialized_start=352
+  _globals['_HOSTIMAGE']._serialized_end=393
+  _globals['_HOSTRECORD']._serialized_start=396
+  _globals['_HOSTRECORD']._serialized_end=917
+  _globals['_HOSTALIVE']._serialized_start=919
+  _globals['_HOSTALIVE']._serialized_end=982
+  _globals['_RESERVATION']._serialized_start=985
+  _globals['_RESERVATION']._serialized_end=1132
+  _globals['_HOSTCORDON']._serialized_start=1135
+  _globals['_HOSTCORDON']._serialized_end=1266
+  _globals['_HOSTLOSSES']._serialized_start=1268
+  _globals['_HOSTLOSSES']._serialized_end=1330
+  _globals['_HOST']._serialized_start=1333
+  _globals['_HOST']._serialized_end=1576
 # @@protoc_insertion_point(module_scope)

@@ -68,6 +68,71 @@ class Capacity(_message.Message):
 Global___Capacity: _TypeAlias = Capacity  # noqa: Y015
 
 @_typing.final
+class Gpu(_message.Message):
+    """One device that can be given to sandboxes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    NUMA_NODE_FIELD_NUMBER: _builtins.int
+    PCIE_SWITCH_FIELD_NUMBER: _builtins.int
+    IS_SHAREABLE_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """its PCI address, "0000:41:00.0" """
+    model: _builtins.str
+    memory_mib: _builtins.int
+    numa_node: _builtins.int
+    """-1: unknown"""
+    pcie_switch: _builtins.str
+    """devices with the same one reach each other fastest"""
+    is_shareable: _builtins.bool
+    """in thousandths; else whole only"""
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        memory_mib: _builtins.int = ...,
+        numa_node: _builtins.int = ...,
+        pcie_switch: _builtins.str = ...,
+        is_shareable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "is_shareable", b"is_shareable", "memory_mib", b"memory_mib", "model", b"model", "numa_node", b"numa_node", "pcie_switch", b"pcie_switch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gpu: _TypeAlias = Gpu  # noqa: Y015
+
+@_typing.final
+class NumaNode(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    VCPUS_FIELD_NUMBER: _builtins.int
+    MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    node: _builtins.int
+    vcpus: _builtins.int
+    memory_mib: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.int = ...,
+        vcpus: _builtins.int = ...,
+        memory_mib: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_mib", b"memory_mib", "node", b"node", "vcpus", b"vcpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NumaNode: _TypeAlias = NumaNode  # noqa: Y015
+
+@_typing.final
 class HostImage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -106,6 +171,10 @@ class HostRecord(_message.Message):
     NETWORK_MODES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REGISTERED_AT_MS_FIELD_NUMBER: _builtins.int
+    VCPU_OVERCOMMIT_MILLI_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    NUMA_NODES_FIELD_NUMBER: _builtins.int
+    TAINTS_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     address: _builtins.str
     """where its hostd serves gRPC, "ip:port" """
@@ -113,6 +182,8 @@ class HostRecord(_message.Message):
     accelerator_reason: _builtins.str
     version: _builtins.str
     registered_at_ms: _builtins.int
+    vcpu_overcommit_milli: _builtins.int
+    """vCPUs promised for each of capacity's, in thousandths; 0: 1000"""
     @_builtins.property
     def capacity(self) -> Global___Capacity: ...
     @_builtins.property
@@ -121,6 +192,14 @@ class HostRecord(_message.Message):
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostImage]: ...
     @_builtins.property
     def network_modes(self) -> _containers.RepeatedScalarFieldContainer[_sandbox_pb2.NetworkMode.ValueType]: ...
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]: ...
+    @_builtins.property
+    def numa_nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NumaNode]: ...
+    @_builtins.property
+    def taints(self) -> _containers.RepeatedCompositeFieldContainer[_sandbox_pb2.Label]:
+        """only sandboxes that tolerate them all are placed here"""
+
     def __init__(
         self,
         *,
@@ -134,10 +213,14 @@ class HostRecord(_message.Message):
         network_modes: _abc.Iterable[_sandbox_pb2.NetworkMode.ValueType] | None = ...,
         version: _builtins.str = ...,
         registered_at_ms: _builtins.int = ...,
+        vcpu_overcommit_milli: _builtins.int = ...,
+        gpus: _abc.Iterable[Global___Gpu] | None = ...,
+        numa_nodes: _abc.Iterable[Global___NumaNode] | None = ...,
+        taints: _abc.Iterable[_sandbox_pb2.Label] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "capacity", b"capacity", "host_id", b"host_id", "images", b"images", "labels", b"labels", "network_modes", b"network_modes", "registered_at_ms", b"registered_at_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "capacity", b"capacity", "gpus", b"gpus", "host_id", b"host_id", "images", b"images", "labels", b"labels", "network_modes", b"network_modes", "numa_nodes", b"numa_nodes", "registered_at_ms", b"registered_at_ms", "taints", b"taints", "vcpu_overcommit_milli", b"vcpu_overcommit_milli", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -181,11 +264,14 @@ class Reservation(_message.Message):
     MEMORY_MIB_FIELD_NUMBER: _builtins.int
     DISK_MIB_FIELD_NUMBER: _builtins.int
     SANDBOXES_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     vcpus: _builtins.int
     memory_mib: _builtins.int
     disk_mib: _builtins.int
     sandboxes: _builtins.int
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[_sandbox_pb2.GpuShare]: ...
     def __init__(
         self,
         *,
@@ -194,10 +280,11 @@ class Reservation(_message.Message):
         memory_mib: _builtins.int = ...,
         disk_mib: _builtins.int = ...,
         sandboxes: _builtins.int = ...,
+        gpus: _abc.Iterable[_sandbox_pb2.GpuShare] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_mib", b"disk_mib", "host_id", b"host_id", "memory_mib", b"memory_mib", "sandboxes", b"sandboxes", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_mib", b"disk_mib", "gpus", b"gpus", "host_id", b"host_id", "memory_mib", b"memory_mib", "sandboxes", b"sandboxes", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -213,11 +300,20 @@ class HostCordon(_message.Message):
     BY_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    IS_DRAINING_FIELD_NUMBER: _builtins.int
+    MOVES_MAX_FIELD_NUMBER: _builtins.int
+    IS_FORCED_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     by: _builtins.str
     """the operator's name"""
     at_ms: _builtins.int
     reason: _builtins.str
+    is_draining: _builtins.bool
+    """what runs there shall go elsewhere"""
+    moves_max: _builtins.int
+    """so many at once"""
+    is_forced: _builtins.bool
+    """also what cannot run on elsewhere: it is stopped"""
     def __init__(
         self,
         *,
@@ -225,14 +321,48 @@ class HostCordon(_message.Message):
         by: _builtins.str = ...,
         at_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
+        is_draining: _builtins.bool = ...,
+        moves_max: _builtins.int = ...,
+        is_forced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "by", b"by", "host_id", b"host_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "by", b"by", "host_id", b"host_id", "is_draining", b"is_draining", "is_forced", b"is_forced", "moves_max", b"moves_max", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostCordon: _TypeAlias = HostCordon  # noqa: Y015
+
+@_typing.final
+class HostLosses(_message.Message):
+    """When a host was lost of late; nothing is placed there until it has been back for a while. There while that matters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    host_id: _builtins.str
+    until_ms: _builtins.int
+    """nothing is placed there before"""
+    @_builtins.property
+    def at_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """the last ones"""
+
+    def __init__(
+        self,
+        *,
+        host_id: _builtins.str = ...,
+        at_ms: _abc.Iterable[_builtins.int] | None = ...,
+        until_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "host_id", b"host_id", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostLosses: _TypeAlias = HostLosses  # noqa: Y015
 
 @_typing.final
 class Host(_message.Message):
@@ -242,6 +372,7 @@ class Host(_message.Message):
     IS_ALIVE_FIELD_NUMBER: _builtins.int
     RESERVED_FIELD_NUMBER: _builtins.int
     CORDON_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
     is_alive: _builtins.bool
     @_builtins.property
     def record(self) -> Global___HostRecord: ...
@@ -249,6 +380,8 @@ class Host(_message.Message):
     def reserved(self) -> Global___Reservation: ...
     @_builtins.property
     def cordon(self) -> Global___HostCordon: ...
+    @_builtins.property
+    def losses(self) -> Global___HostLosses: ...
     def __init__(
         self,
         *,
@@ -256,13 +389,19 @@ class Host(_message.Message):
         is_alive: _builtins.bool = ...,
         reserved: Global___Reservation | None = ...,
         cordon: Global___HostCordon | None = ...,
+        losses: Global___HostLosses | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cordon", b"_cordon", "cordon", b"cordon", "record", b"record", "reserved", b"reserved"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cordon", b"_cordon", "_losses", b"_losses", "cordon", b"cordon", "losses", b"losses", "record", b"record", "reserved", b"reserved"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cordon", b"_cordon", "cordon", b"cordon", "is_alive", b"is_alive", "record", b"record", "reserved", b"reserved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cordon", b"_cordon", "_losses", b"_losses", "cordon", b"cordon", "is_alive", b"is_alive", "losses", b"losses", "record", b"record", "reserved", b"reserved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cordon: _TypeAlias = _typing.Literal["cordon"]  # noqa: Y015
     _WhichOneofArgType__cordon: _TypeAlias = _typing.Literal["_cordon", b"_cordon"]  # noqa: Y015
+    _WhichOneofReturnType__losses: _TypeAlias = _typing.Literal["losses"]  # noqa: Y015
+    _WhichOneofArgType__losses: _TypeAlias = _typing.Literal["_losses", b"_losses"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cordon) -> _WhichOneofReturnType__cordon | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__losses) -> _WhichOneofReturnType__losses | None: ...
 
 Global___Host: _TypeAlias = Host  # noqa: Y015

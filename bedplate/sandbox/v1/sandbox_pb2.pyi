@@ -139,6 +139,26 @@ AGENT_PHASE_TIMED_OUT: AgentPhase.ValueType  # 5
 AGENT_PHASE_RESTARTING: AgentPhase.ValueType  # 6
 Global___AgentPhase: _TypeAlias = AgentPhase  # noqa: Y015
 
+class _Affinity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AffinityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Affinity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AFFINITY_UNSPECIFIED: _Affinity.ValueType  # 0
+    AFFINITY_ANY: _Affinity.ValueType  # 1
+    AFFINITY_NEAR: _Affinity.ValueType  # 2
+    AFFINITY_AWAY: _Affinity.ValueType  # 3
+
+class Affinity(_Affinity, metaclass=_AffinityEnumTypeWrapper):
+    """What a parent's host, or another sandbox's, is to a sandbox."""
+
+AFFINITY_UNSPECIFIED: Affinity.ValueType  # 0
+AFFINITY_ANY: Affinity.ValueType  # 1
+AFFINITY_NEAR: Affinity.ValueType  # 2
+AFFINITY_AWAY: Affinity.ValueType  # 3
+Global___Affinity: _TypeAlias = Affinity  # noqa: Y015
+
 @_typing.final
 class Resources(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -147,10 +167,22 @@ class Resources(_message.Message):
     MEMORY_MIB_FIELD_NUMBER: _builtins.int
     DISK_MIB_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    GPU_MILLI_FIELD_NUMBER: _builtins.int
+    GPU_MODELS_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_MIB_FIELD_NUMBER: _builtins.int
     vcpus: _builtins.int
     memory_mib: _builtins.int
     disk_mib: _builtins.int
     gpus: _builtins.int
+    """devices"""
+    gpu_milli: _builtins.int
+    """thousandths of each device; 0: whole devices"""
+    gpu_memory_mib: _builtins.int
+    """the least memory of each device; 0: any"""
+    @_builtins.property
+    def gpu_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """any of these; none: any model"""
+
     def __init__(
         self,
         *,
@@ -158,10 +190,13 @@ class Resources(_message.Message):
         memory_mib: _builtins.int = ...,
         disk_mib: _builtins.int = ...,
         gpus: _builtins.int = ...,
+        gpu_milli: _builtins.int = ...,
+        gpu_models: _abc.Iterable[_builtins.str] | None = ...,
+        gpu_memory_mib: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_mib", b"disk_mib", "gpus", b"gpus", "memory_mib", b"memory_mib", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_mib", b"disk_mib", "gpu_memory_mib", b"gpu_memory_mib", "gpu_milli", b"gpu_milli", "gpu_models", b"gpu_models", "gpus", b"gpus", "memory_mib", b"memory_mib", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -377,6 +412,146 @@ class Agent(_message.Message):
 Global___Agent: _TypeAlias = Agent  # noqa: Y015
 
 @_typing.final
+class Placement(_message.Message):
+    """How a sandbox wants to be placed, beside what it needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TOLERATIONS_FIELD_NUMBER: _builtins.int
+    PREFER_LABELS_FIELD_NUMBER: _builtins.int
+    PARENT_AFFINITY_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    priority: _builtins.int
+    """-1000 to 1000: the higher goes first, and may preempt"""
+    parent_affinity: Global___Affinity.ValueType
+    group: _builtins.str
+    """sandboxes of one tenant and group are placed all at once or not at all"""
+    group_size: _builtins.int
+    """of how many"""
+    @_builtins.property
+    def tolerations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]: ...
+    @_builtins.property
+    def prefer_labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """for example zone=a; fulfilled where possible"""
+
+    def __init__(
+        self,
+        *,
+        priority: _builtins.int = ...,
+        tolerations: _abc.Iterable[Global___Label] | None = ...,
+        prefer_labels: _abc.Iterable[Global___Label] | None = ...,
+        parent_affinity: Global___Affinity.ValueType = ...,
+        group: _builtins.str = ...,
+        group_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "group_size", b"group_size", "parent_affinity", b"parent_affinity", "prefer_labels", b"prefer_labels", "priority", b"priority", "tolerations", b"tolerations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
+@_typing.final
+class Limits(_message.Message):
+    """What a sandbox may use at most: over its life, and at once with all that it has started. 0: as its budget allows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONCURRENT_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def concurrent(self) -> Global___Amounts: ...
+    @_builtins.property
+    def total(self) -> Global___Totals: ...
+    def __init__(
+        self,
+        *,
+        concurrent: Global___Amounts | None = ...,
+        total: Global___Totals | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["concurrent", b"concurrent", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent", b"concurrent", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
+
+@_typing.final
+class Amounts(_message.Message):
+    """What is set aside at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPUS_FIELD_NUMBER: _builtins.int
+    MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    DISK_MIB_FIELD_NUMBER: _builtins.int
+    GPU_MILLI_FIELD_NUMBER: _builtins.int
+    SANDBOXES_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    vcpus: _builtins.int
+    memory_mib: _builtins.int
+    disk_mib: _builtins.int
+    gpu_milli: _builtins.int
+    sandboxes: _builtins.int
+    depth: _builtins.int
+    """generations of sandboxes below"""
+    def __init__(
+        self,
+        *,
+        vcpus: _builtins.int = ...,
+        memory_mib: _builtins.int = ...,
+        disk_mib: _builtins.int = ...,
+        gpu_milli: _builtins.int = ...,
+        sandboxes: _builtins.int = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "disk_mib", b"disk_mib", "gpu_milli", b"gpu_milli", "memory_mib", b"memory_mib", "sandboxes", b"sandboxes", "vcpus", b"vcpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Amounts: _TypeAlias = Amounts  # noqa: Y015
+
+@_typing.final
+class Totals(_message.Message):
+    """What is used over time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALL_MS_FIELD_NUMBER: _builtins.int
+    VCPU_MS_FIELD_NUMBER: _builtins.int
+    GPU_MS_FIELD_NUMBER: _builtins.int
+    EGRESS_BYTES_FIELD_NUMBER: _builtins.int
+    COST_MICRO_FIELD_NUMBER: _builtins.int
+    wall_ms: _builtins.int
+    vcpu_ms: _builtins.int
+    gpu_ms: _builtins.int
+    egress_bytes: _builtins.int
+    cost_micro: _builtins.int
+    """millionths of the price table's unit"""
+    def __init__(
+        self,
+        *,
+        wall_ms: _builtins.int = ...,
+        vcpu_ms: _builtins.int = ...,
+        gpu_ms: _builtins.int = ...,
+        egress_bytes: _builtins.int = ...,
+        cost_micro: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micro", b"cost_micro", "egress_bytes", b"egress_bytes", "gpu_ms", b"gpu_ms", "vcpu_ms", b"vcpu_ms", "wall_ms", b"wall_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Totals: _TypeAlias = Totals  # noqa: Y015
+
+@_typing.final
 class SandboxSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -388,7 +563,15 @@ class SandboxSpec(_message.Message):
     AGENTS_FIELD_NUMBER: _builtins.int
     REQUIRE_LABELS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    parent: _builtins.str
+    """the sandbox that started this one; empty: none"""
+    budget: _builtins.str
+    """one of the tenant's accounts; empty: the tenant's own"""
     @_builtins.property
     def image(self) -> Global___ImageRef: ...
     @_builtins.property
@@ -407,6 +590,10 @@ class SandboxSpec(_message.Message):
     def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """names only; values never enter a spec"""
 
+    @_builtins.property
+    def placement(self) -> Global___Placement: ...
+    @_builtins.property
+    def limits(self) -> Global___Limits: ...
     def __init__(
         self,
         *,
@@ -418,10 +605,14 @@ class SandboxSpec(_message.Message):
         agents: _abc.Iterable[Global___Agent] | None = ...,
         require_labels: _abc.Iterable[Global___Label] | None = ...,
         secrets: _abc.Iterable[_builtins.str] | None = ...,
+        placement: Global___Placement | None = ...,
+        parent: _builtins.str = ...,
+        budget: _builtins.str = ...,
+        limits: Global___Limits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "network", b"network", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "limits", b"limits", "network", b"network", "placement", b"placement", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "image", b"image", "name", b"name", "network", b"network", "require_labels", b"require_labels", "resources", b"resources", "secrets", b"secrets", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "budget", b"budget", "image", b"image", "limits", b"limits", "name", b"name", "network", b"network", "parent", b"parent", "placement", b"placement", "require_labels", b"require_labels", "resources", b"resources", "secrets", b"secrets", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -440,6 +631,10 @@ class SandboxRecord(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ANCESTORS_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_MS_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     tenant: _builtins.str
     goal: Global___Goal.ValueType
@@ -448,8 +643,20 @@ class SandboxRecord(_message.Message):
     created_at_ms: _builtins.int
     run: _builtins.int
     """1 at creation; rises with every start after a stop"""
+    placement: _builtins.int
+    """1 at creation; rises when it shall go to another host"""
+    not_before_ms: _builtins.int
+    """not placed before: it has lost its host several times"""
     @_builtins.property
     def spec(self) -> Global___SandboxSpec: ...
+    @_builtins.property
+    def reason(self) -> Global___Reason:
+        """why the scheduler, and not the owner, has changed the goal"""
+
+    @_builtins.property
+    def ancestors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the parent first, then its parent and so on"""
+
     def __init__(
         self,
         *,
@@ -460,12 +667,18 @@ class SandboxRecord(_message.Message):
         generation: _builtins.int = ...,
         created_at_ms: _builtins.int = ...,
         run: _builtins.int = ...,
+        placement: _builtins.int = ...,
+        reason: Global___Reason | None = ...,
+        ancestors: _abc.Iterable[_builtins.str] | None = ...,
+        not_before_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "reason", b"reason", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "ancestors", b"ancestors", "created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "not_before_ms", b"not_before_ms", "placement", b"placement", "reason", b"reason", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
 
 Global___SandboxRecord: _TypeAlias = SandboxRecord  # noqa: Y015
 
@@ -486,6 +699,12 @@ class Assignment(_message.Message):
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
     ASSIGNED_AT_MS_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    FIRST_RUN_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CYCLE_FIELD_NUMBER: _builtins.int
+    NUMA_NODE_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     tenant: _builtins.str
     host_id: _builtins.str
@@ -497,8 +716,22 @@ class Assignment(_message.Message):
     created_at_ms: _builtins.int
     assigned_at_ms: _builtins.int
     run: _builtins.int
+    placement: _builtins.int
+    """which of the sandbox's placements this is"""
+    first_run: _builtins.int
+    """the run with which this placement began: there is no disk of an earlier one"""
+    cycle: _builtins.str
+    """the record of the decision (bedplate.host.v1.CycleRecord)"""
+    numa_node: _builtins.int
+    """where its vCPUs, memory and GPUs are; -1: anywhere"""
     @_builtins.property
     def spec(self) -> Global___SandboxSpec: ...
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuShare]: ...
+    @_builtins.property
+    def reason(self) -> Global___Reason:
+        """why the scheduler, and not the owner, ends it"""
+
     def __init__(
         self,
         *,
@@ -513,14 +746,47 @@ class Assignment(_message.Message):
         created_at_ms: _builtins.int = ...,
         assigned_at_ms: _builtins.int = ...,
         run: _builtins.int = ...,
+        placement: _builtins.int = ...,
+        first_run: _builtins.int = ...,
+        gpus: _abc.Iterable[Global___GpuShare] | None = ...,
+        reason: Global___Reason | None = ...,
+        cycle: _builtins.str = ...,
+        numa_node: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "reason", b"reason", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_at_ms", b"assigned_at_ms", "created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "host_id", b"host_id", "image_digest", b"image_digest", "overhead_mib", b"overhead_mib", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "assigned_at_ms", b"assigned_at_ms", "created_at_ms", b"created_at_ms", "cycle", b"cycle", "first_run", b"first_run", "generation", b"generation", "goal", b"goal", "gpus", b"gpus", "host_id", b"host_id", "image_digest", b"image_digest", "numa_node", b"numa_node", "overhead_mib", b"overhead_mib", "placement", b"placement", "reason", b"reason", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
+
+Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class GpuShare(_message.Message):
+    """A part of one device of a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    MILLI_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    milli: _builtins.int
+    """thousandths"""
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        milli: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "milli", b"milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+Global___GpuShare: _TypeAlias = GpuShare  # noqa: Y015
 
 @_typing.final
 class RefusalReason(_message.Message):
