@@ -52,8 +52,9 @@ from scheduler.cycle import Cycle
 from scheduler.issuer import EnrolmentConfig, Issuer
 from scheduler.state import FleetState
 
-# Another scheduler takes over this long after a leader has died; a leader that lives renews three times within it.
-LEADER_TTL_S = 10.0
+# Another scheduler takes over this long after a leader has died, and half a second more: so often etcd looks for ended leases.
+# The least that etcd grants: one and a half of its election timeout, 1 s by default, in whole seconds.
+LEADER_TTL_S = 2.0
 
 _EPILOG = """example of a configuration:
   listen = "10.0.0.1:7443"
@@ -116,6 +117,7 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     state = FleetState(mirror)
     channels = HostChannels(config.tls)
     election = Election(store, LEADER, config.name, LEADER_TTL_S, time.monotonic)
+    election.on_won(mirror.wake)
     cycle = Cycle(store, state, election.fence, _now_ms)
 
     writes, health = WriteLimit(time.monotonic), health_service.aio.HealthServicer()
@@ -141,9 +143,13 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     try:
         joining = await _start_joining(config, store, issuer)
         async with asyncio.TaskGroup() as parts:
-            running = [parts.create_task(part.run()) for part in (mirror, election, cycle, report)]
+            leading = [parts.create_task(part.run()) for part in (cycle, election)]
+            running = [parts.create_task(part.run()) for part in (mirror, report)]
             running.append(parts.create_task(follow_revocations(store, revocations)))
             await stop.wait()
+            # Another leads while calls here still end.
+            for part in leading:
+                part.cancel()
             if joining is not None:
                 await joining.stop(STOP_GRACE_S)
             await server.stop(STOP_GRACE_S)

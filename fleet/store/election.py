@@ -12,9 +12,10 @@ import structlog
 from fleet.store.lease import LeaseKeeper
 from fleet.store.port import CompactedError, EventKind, Put, Store, StoreUnavailableError, Unmoved
 
-RETRY_S = 1.0
-# A leadership key whose deletion the watch missed is found by looking again.
-LOOK_INTERVAL_S = 10.0
+# A store that is away, or elects a leader itself, is asked again so soon that a vacancy is not left waiting for it.
+RETRY_S = 0.2
+# A vacancy that the watch missed is found by looking again, and a silent member of the store is found by asking.
+LOOK_INTERVAL_S = 1.0
 
 log = structlog.get_logger()
 
@@ -31,6 +32,11 @@ class Election:
         self._keeper: LeaseKeeper | None = None
         self._revision = 0
         self._won = asyncio.Event()
+        self._listener: Callable[[], None] = lambda: None
+
+    def on_won(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever this candidate has won; it must return at once."""
+        self._listener = listener
 
     def fence(self) -> Unmoved | None:
         """The condition that this candidate still leads, for every transaction it writes; None while it does not lead."""
@@ -45,10 +51,11 @@ class Election:
     async def run(self) -> None:
         """Stands for election until cancelled, then resigns."""
         while True:
-            with suppress(StoreUnavailableError, CompactedError):
+            try:
                 await self._wait_for_vacancy()
                 await self._lead()
-            await asyncio.sleep(RETRY_S)
+            except (StoreUnavailableError, CompactedError):
+                await asyncio.sleep(RETRY_S)
 
     async def _wait_for_vacancy(self) -> None:
         while (found := await self._store.get(self._key)) is not None:
@@ -62,7 +69,7 @@ class Election:
                             return
 
     async def _lead(self) -> None:
-        lost = asyncio.Event()
+        lost, began_s = asyncio.Event(), self._clock()
 
         async def campaign(lease_id: int) -> None:
             if self._revision:
@@ -76,7 +83,9 @@ class Election:
             if committed.is_committed:
                 self._revision = committed.revision
                 self._won.set()
-                log.info("leadership.won", key=self._key, name=self._name)
+                self._listener()
+                duration_ms = round((self._clock() - began_s) * 1000, 1)
+                log.info("leadership.won", key=self._key, name=self._name, duration_ms=duration_ms)
             else:
                 lost.set()
 

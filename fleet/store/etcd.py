@@ -5,7 +5,8 @@ Source: https://etcd.io/docs/v3.4/learning/api/.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
@@ -15,9 +16,10 @@ from aetcd import rpc
 
 from fleet.channels import LiveChannel
 from fleet.credentials import LiveCredentials
-from fleet.errors import ConflictError
+from fleet.errors import BedplateError, ConflictError
 from fleet.identity import ETCD_SERVER_NAME, TlsFiles
 from fleet.rpc import channel_options
+from fleet.store.members import Member, Members, Stubs
 from fleet.store.port import (
     Committed,
     CompactedError,
@@ -35,30 +37,52 @@ from fleet.store.port import (
 
 # etcd answers in milliseconds; five seconds span an election of its leader.
 CALL_TIMEOUT_S = 5.0
+# A member that is silent for so long is left for the next one: past a hiccup of its disk, and three fit into CALL_TIMEOUT_S.
+ASK_TIMEOUT_S = 1.5
+# A lease is renewed when two thirds of it are left: within a fifth each, two members may be silent and the third is asked in time.
+RENEWALS_PER_TTL = 5
 PAGE_KEYS = 1000
 # After a change of certificate calls end on the old channel; watches are opened anew by then: a mirror lists every 30 s.
 LINGER_S = 120.0
+# etcd closes connections that are pinged more often than its --grpc-keepalive-min-time, 5 s by default.
+KEEPALIVE_MS = 6_000
+# Also the kernel's TCP_USER_TIMEOUT: what was sent and is not acknowledged for so long ends the connection.
+KEEPALIVE_TIMEOUT_MS = 2_000
+# gRPC gives a connection attempt at least this long (20 s by default): after a cut the first SYN that gets through is a new one's.
+CONNECT_MS = 2_000
+# A member that has lost its leader ends the stream instead of keeping it open in silence.
+REQUIRE_LEADER = (("hasleader", "true"),)
+
+_OPTIONS = {
+    "grpc.keepalive_time_ms": KEEPALIVE_MS,
+    "grpc.keepalive_timeout_ms": KEEPALIVE_TIMEOUT_MS,
+    "grpc.http2.min_ping_interval_without_data_ms": KEEPALIVE_MS,
+    "grpc.min_reconnect_backoff_ms": CONNECT_MS,
+}
 
 
 def open_etcd(endpoints: Sequence[str], tls: TlsFiles) -> "EtcdStore":
     """The store at `endpoints` ("ip:port" each, one cluster), over mutual TLS; connects when first used."""
-    scheme = "ipv6:" if any(endpoint.startswith("[") for endpoint in endpoints) else "ipv4:"
-    options = [*channel_options(ETCD_SERVER_NAME), ("grpc.lb_policy_name", "round_robin")]
-    target = scheme + ",".join(endpoints)
-    opened = partial(grpc.aio.secure_channel, target, options=options)
-    return EtcdStore(LiveChannel(LiveCredentials(tls), opened, LINGER_S))
+    options = list({**dict(channel_options(ETCD_SERVER_NAME)), **_OPTIONS}.items())
+    credentials = LiveCredentials(tls)
+
+    def member(endpoint: str) -> Member:
+        opened = partial(grpc.aio.secure_channel, endpoint, options=options)
+        return Member(endpoint, LiveChannel(credentials, opened, LINGER_S))
+
+    return EtcdStore(Members([member(endpoint) for endpoint in endpoints], os.getpid()))
 
 
 class EtcdStore:
-    """fleet.store.port.Store on a gRPC channel, which is another one after the program's certificate was replaced."""
+    """fleet.store.port.Store on one member of etcd at a time."""
 
-    def __init__(self, channel: LiveChannel) -> None:
-        self._channel = channel
-        self._stubs = _Stubs(channel.get())
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._renew_timeouts_s: dict[int, float] = {}
 
     async def get(self, key: str) -> KeyValue | None:
         """The key now, or None."""
-        reply = await self._call(self._now().kv.Range, rpc.RangeRequest(key=key.encode()))
+        reply = await self._ask(_range, rpc.RangeRequest(key=key.encode()))
         return _key_value(reply.kvs[0]) if reply.kvs else None
 
     async def list_prefix(self, prefix: str) -> Listing:
@@ -67,7 +91,7 @@ class EtcdStore:
         revision, entries = 0, []
         while True:
             request = rpc.RangeRequest(key=start, range_end=end, limit=PAGE_KEYS, revision=revision)
-            reply = await self._call(self._now().kv.Range, request)
+            reply = await self._ask(_range, request)
             revision = revision or reply.header.revision
             entries += [_key_value(found) for found in reply.kvs]
             if not reply.more:
@@ -80,7 +104,8 @@ class EtcdStore:
         request = rpc.TxnRequest(
             compare=[_compare(one) for one in conditions], success=[_operation(one) for one in writes]
         )
-        reply = await self._call(self._now().kv.Txn, request)
+        # Once: the outcome of a transaction whose answer is missing is unknown, and its caller looks again.
+        reply = await self._call(lambda stubs: stubs.kv.Txn, request, CALL_TIMEOUT_S)
         return Committed(reply.succeeded, reply.header.revision)
 
     def watch(self, prefix: str, from_revision: int) -> Watch:
@@ -89,82 +114,116 @@ class EtcdStore:
 
     async def grant_lease(self, ttl_s: float) -> int:
         """A new lease's id; etcd counts whole seconds and rounds up to its own minimum."""
-        reply = await self._call(self._now().lease.LeaseGrant, rpc.LeaseGrantRequest(TTL=max(1, round(ttl_s))))
+        request = rpc.LeaseGrantRequest(TTL=max(1, round(ttl_s)))
+        reply = await self._ask(lambda stubs: stubs.lease.LeaseGrant, request)
+        self._renew_timeouts_s[int(reply.ID)] = min(ttl_s / RENEWALS_PER_TTL, ASK_TIMEOUT_S)
         return int(reply.ID)
 
     async def renew_lease(self, lease_id: int) -> float:
         """Seconds the lease has to live now; 0.0 when it is gone."""
-        with _translated():
-            stream = self._now().lease.LeaseKeepAlive(timeout=CALL_TIMEOUT_S)
-            await stream.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
-            reply = await stream.read()
-            stream.cancel()
-        if reply is grpc.aio.EOF:
-            raise StoreUnavailableError("store_unavailable", "etcd closed the keep-alive stream", "it is tried again")
-        return float(max(0, reply.TTL))
+        timeout_s = self._renew_timeouts_s.get(lease_id, ASK_TIMEOUT_S)
+        left_s = (await self._ask(_keep_alive, rpc.LeaseKeepAliveRequest(ID=lease_id), timeout_s)).TTL
+        if left_s <= 0:
+            self._renew_timeouts_s.pop(lease_id, None)
+        return float(max(0, left_s))
 
     async def revoke_lease(self, lease_id: int) -> None:
         """End a lease."""
+        self._renew_timeouts_s.pop(lease_id, None)
         try:
-            await self._call(self._now().lease.LeaseRevoke, rpc.LeaseRevokeRequest(ID=lease_id))
+            await self._ask(lambda stubs: stubs.lease.LeaseRevoke, rpc.LeaseRevokeRequest(ID=lease_id))
         except ConflictError:
             return
 
     async def compact(self, revision: int) -> None:
         """Forget the history before `revision`."""
-        await self._call(self._now().kv.Compact, rpc.CompactionRequest(revision=revision))
+        await self._ask(lambda stubs: stubs.kv.Compact, rpc.CompactionRequest(revision=revision))
 
     async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()
+        """Close the channels."""
+        await self._members.close()
 
-    def _now(self) -> "_Stubs":
-        channel = self._channel.get()
-        if channel is not self._stubs.channel:
-            self._stubs = _Stubs(channel)
-        return self._stubs
+    async def _ask(self, method: "_Method", request: Any, timeout_s: float = ASK_TIMEOUT_S) -> Any:
+        """The answer of any member; for what may be asked twice."""
+        if len(self._members) == 1:
+            return await self._call(method, request, CALL_TIMEOUT_S)
+        for _ in range(len(self._members)):
+            try:
+                return await self._call(method, request, timeout_s)
+            except StoreUnavailableError as error:
+                if error.code != "store_unavailable":
+                    raise
+        return await self._call(method, request, timeout_s)
 
-    async def _call(self, method: Any, request: Any) -> Any:
-        with _translated():
-            return await method(request, timeout=CALL_TIMEOUT_S)
+    async def _call(self, method: "_Method", request: Any, timeout_s: float) -> Any:
+        member = self._members.current()
+        with self._leaving(member):
+            return await method(member.stubs())(request, timeout=timeout_s)
+
+    @contextmanager
+    def _leaving(self, member: Member) -> Iterator[None]:
+        try:
+            with _translated():
+                yield
+        except StoreUnavailableError as error:
+            if error.code == "store_unavailable":
+                self._members.leave(member)
+            raise
 
     @asynccontextmanager
     async def _open_watch(self, prefix: str, from_revision: int) -> AsyncIterator[AsyncIterator[Sequence[WatchEvent]]]:
         creation = rpc.WatchCreateRequest(
             key=prefix.encode(), range_end=_prefix_end(prefix), start_revision=from_revision
         )
-        stream = self._now().watch.Watch()
+        member = self._members.current()
+        stream = member.stubs().watch.Watch(metadata=REQUIRE_LEADER)
+        member.watches.add(stream)
         try:
-            with _translated():
+            with self._leaving(member):
                 await stream.write(rpc.WatchRequest(create_request=creation))
-            yield _batches(stream)
+            yield self._batches(stream, member)
         finally:
+            member.watches.discard(stream)
             stream.cancel()
 
+    async def _batches(self, stream: Any, member: Member) -> AsyncIterator[Sequence[WatchEvent]]:
+        while True:
+            with self._leaving(member):
+                reply = await stream.read()
+                if reply is grpc.aio.EOF:
+                    raise StoreUnavailableError("store_unavailable", "etcd closed the watch", "resume it")
+                if reply.canceled:
+                    raise _end_of_watch(reply.compact_revision)
+            if reply.events:
+                yield [_event(event) for event in reply.events]
 
-class _Stubs:
-    """etcd's services on one channel."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
-        self.kv = rpc.KVStub(channel)
-        self.watch = rpc.WatchStub(channel)
-        self.lease = rpc.LeaseStub(channel)
+_Method = Callable[[Stubs], Any]
 
 
-async def _batches(stream: Any) -> AsyncIterator[Sequence[WatchEvent]]:
-    while True:
-        with _translated():
+def _range(stubs: Stubs) -> Any:
+    return stubs.kv.Range
+
+
+def _keep_alive(stubs: Stubs) -> Any:
+    async def once(request: Any, timeout: float) -> Any:  # noqa: ASYNC109 (as grpc's own methods)
+        stream = stubs.lease.LeaseKeepAlive(timeout=timeout, metadata=REQUIRE_LEADER)
+        try:
+            await stream.write(request)
             reply = await stream.read()
+        finally:
+            stream.cancel()
         if reply is grpc.aio.EOF:
-            raise StoreUnavailableError("store_unavailable", "etcd closed the watch", "resume it")
-        if reply.canceled:
-            if reply.compact_revision:
-                message = f"revisions before {reply.compact_revision} are compacted"
-                raise CompactedError("compacted", message, "list again")
-            raise StoreUnavailableError("store_unavailable", "etcd cancelled the watch", "resume it")
-        if reply.events:
-            yield [_event(event) for event in reply.events]
+            raise StoreUnavailableError("store_unavailable", "etcd closed the keep-alive stream", "it is tried again")
+        return reply
+
+    return once
+
+
+def _end_of_watch(compact_revision: int) -> BedplateError:
+    if compact_revision:
+        return CompactedError("compacted", f"revisions before {compact_revision} are compacted", "list again")
+    return StoreUnavailableError("store_unavailable", "etcd cancelled the watch", "resume it")
 
 
 @contextmanager
@@ -177,6 +236,10 @@ def _translated() -> Iterator[None]:
         if error.code() is grpc.StatusCode.NOT_FOUND:
             # etcd knows only one thing that can be missing in our calls.
             raise ConflictError("lease_gone", "the lease has ended", "take a new one") from error
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            message = f"etcd takes no writes: {error.details()}"
+            next_step = "compact, defragment and disarm its alarm: docs/operator.md, etcd"
+            raise StoreUnavailableError("store_full", message, next_step) from error
         detail = f"etcd: {error.code().name.lower()}: {error.details()}"
         raise StoreUnavailableError("store_unavailable", detail, "check etcd and the way to it") from error
     except asyncio.CancelledError as error:

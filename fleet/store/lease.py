@@ -15,7 +15,8 @@ from fleet.store.port import Store, StoreUnavailableError
 
 # Three tries fit into a lease's life.
 RENEWALS_PER_TTL = 3
-RETRY_S = 1.0
+# A lease of 2 s is tried for again every tenth of a second, one of 15 s every 0.75 s.
+RETRIES_PER_TTL, RETRY_S_MAX = 20, 1.0
 REVOKE_TIMEOUT_S = 2.0
 
 log = structlog.get_logger()
@@ -40,6 +41,7 @@ class LeaseKeeper:
     ) -> None:
         self._store = store
         self._ttl_s = ttl_s
+        self._retry_s = min(ttl_s / RETRIES_PER_TTL, RETRY_S_MAX)
         self._on_granted = on_granted
         self._clock = clock
         self._pause = pause
@@ -59,7 +61,7 @@ class LeaseKeeper:
                     await self._hold_one()
                 except (StoreUnavailableError, ConflictError) as error:
                     log.warning("lease.failed", code=error.code, error=error.message)
-                    await self._pause(RETRY_S)
+                    await self._pause(self._retry_s)
         finally:
             await self._revoke()
 
@@ -81,7 +83,7 @@ class LeaseKeeper:
             except StoreUnavailableError:
                 if self._clock() >= self._sure_until_s:
                     return False
-                await self._pause(RETRY_S)
+                await self._pause(self._retry_s)
                 continue
             self._sure_until_s = asked_at_s + left_s
             return left_s > 0

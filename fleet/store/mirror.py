@@ -50,6 +50,11 @@ class Mirror:
         """The event of the next change, also of `is_fresh`: take it, look, then wait for it."""
         return self._changed
 
+    def wake(self) -> None:
+        """Whoever waits for a change looks again, though nothing may have changed."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
     async def wait_for(self, revision: int, timeout_s: float) -> None:
         """Returns when the mirror has seen `revision`; raises UnavailableError `store_behind` after `timeout_s`."""
         try:
@@ -73,12 +78,15 @@ class Mirror:
             except CompactedError:
                 log.info("watch.compacted", prefix=self._prefix, revision=self.revision)
             except StoreUnavailableError as error:
+                failures += 1
+                if failures == 1:
+                    # One member of the store has gone, as it seems: the listing asks the others.
+                    continue
                 if self.is_fresh:
                     self.is_fresh = False
-                    self._wake()
+                    self.wake()
                 log.warning("store.unreached", prefix=self._prefix, error=error.message)
-                await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
-                failures += 1
+                await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S)) - 1])
 
     async def _relist(self) -> None:
         listing = await self._store.list_prefix(self._prefix)
@@ -107,13 +115,9 @@ class Mirror:
     def _advance(self, revision: int, *, is_news: bool) -> None:
         self.revision = max(self.revision, revision)
         if is_news:
-            self._wake()
+            self.wake()
             for listener in self._listeners:
                 listener()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
 
 
 async def _whole(batches: AsyncIterator[Sequence[WatchEvent]]) -> AsyncIterator[Sequence[WatchEvent]]:
