@@ -13,8 +13,8 @@ What is written under which condition:
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from fleet.codec import encode
 from fleet.errors import ConflictError
@@ -64,24 +64,25 @@ READS_AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What stands or falls together: the keys that must not have moved, and the writes."""
+    """What stands or falls together: the keys that must not have moved since it was decided, and the writes.
 
-    unmoved: tuple[str, ...]
+    With a `removal` the writes are not all there yet: `Committer.complete` adds what the sandbox leaves behind.
+    """
+
+    unmoved: tuple[Unmoved, ...]
     writes: tuple[Write, ...]
+    removal: Removal | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """What a removal needs beside the snapshot: its time, the leases of what it leaves behind, and the events there are.
+    """When a sandbox is removed, its place among the changes, and the leases of what it leaves; `is_past` HISTORIES_MAX."""
 
-    Those of sandboxes in `past` are past HISTORIES_MAX.
-    """
-
-    now_ms: int = 0
-    tombstone_lease: int = 0
-    event_lease: int = 0
-    told: Mapping[SandboxId, Sequence[KeyValue]] = field(default_factory=dict)
-    past: frozenset[SandboxId] = frozenset()
+    now_ms: int
+    place: int
+    tombstone_lease: int
+    event_lease: int
+    is_past: bool
 
 
 class Committer:
@@ -94,34 +95,47 @@ class Committer:
         self._kept: dict[Tenant, set[SandboxId]] = {}
         self._kept_under = 0
 
-    async def commit(self, fence: Unmoved, snapshot: Snapshot, changes: Iterable[Change]) -> Committed:
-        """Writes `changes`, decided on `snapshot`, group by group until one loses its race; tells the last group's outcome."""
-        revisions = dict(snapshot.mod_revisions)
-        outcome = Committed(is_committed=True, revision=snapshot.revision)
+    async def commit(self, fence: Unmoved, changes: Sequence[Change]) -> Committed:
+        """Writes `changes` group by group until one loses its race; tells the last group's outcome, of revision 0 if there is none.
+
+        Later groups may rely on what earlier ones wrote.
+        """
+        written: dict[str, int] = {}
+        outcome = Committed(is_committed=True, revision=0)
         for group in _group(changes):
-            conditions = [Unmoved(key, revisions.get(key, 0)) for key in group.unmoved if key != fence.key]
+            conditions = [
+                Unmoved(key, written.get(key, revision))
+                for key, revision in group.conditions.items()
+                if key != fence.key
+            ]
             outcome = await self._transact([fence, *conditions], group.writes)
             if not outcome.is_committed:
                 return outcome
-            # Later groups may rely on what this one wrote.
             for write in group.writes:
-                revisions[write.key] = 0 if isinstance(write, Delete) else outcome.revision
+                written[write.key] = 0 if isinstance(write, Delete) else outcome.revision
         return outcome
 
-    async def departure(self, due: Iterable[LifecycleChange], now_ms: int) -> Departure:
-        """What the removals among `due` need; reads the events of these sandboxes."""
-        removals = [one for one in due if isinstance(one, Removal)]
+    async def complete(self, changes: Sequence[Change], now_ms: int) -> list[Change]:
+        """The changes with all of their writes; reads the events of the sandboxes that are removed."""
+        removals = [one.removal for one in changes if one.removal is not None]
         if not removals:
-            return Departure()
-        tombstone_lease, event_lease = await self._tombstones.current(), await self._histories.current()
-        if event_lease != self._kept_under:
-            self._kept_under = event_lease
+            return list(changes)
+        leases = await self._tombstones.current(), await self._histories.current()
+        if leases[1] != self._kept_under:
+            self._kept_under = leases[1]
             self._kept.clear()
         gate = asyncio.Semaphore(READS_AT_ONCE)
-        told = await asyncio.gather(*(self._history(gate, one) for one in removals))
-        past = frozenset(one.sandbox_id for one in removals if not self._keeps(one))
-        entries = {one.sandbox_id: found for one, found in zip(removals, told, strict=True)}
-        return Departure(now_ms, tombstone_lease, event_lease, entries, past)
+        histories = await asyncio.gather(*(self._history(gate, one) for one in removals))
+        told = {one.sandbox_id: found for one, found in zip(removals, histories, strict=True)}
+        done: list[Change] = []
+        for place, one in enumerate(changes):
+            if one.removal is None:
+                done.append(one)
+                continue
+            departure = Departure(now_ms, place, *leases, is_past=not self._keeps(one.removal))
+            left = left_behind(one.removal, departure, told[one.removal.sandbox_id])
+            done.append(replace(one, writes=(*one.writes, *left)))
+        return done
 
     def _keeps(self, removal: Removal) -> bool:
         """Whether its events are kept; a removal that loses its race and is tried again counts once."""
@@ -167,30 +181,34 @@ class _SharedLease:
         self._until_s = -math.inf
 
 
-def lifecycle_changes(
-    snapshot: Snapshot, due: Iterable[LifecycleChange], departure: Departure = Departure()
-) -> Iterator[Change]:
+def lifecycle_changes(snapshot: Snapshot, due: Iterable[LifecycleChange]) -> Iterator[Change]:
     """Orders, removals and withdrawals as writes."""
-    for place, one in enumerate(due):
+    for one in due:
         match one:
             case Order(assignment):
                 keys = (_record_of(assignment), assignment_key(assignment.host_id, assignment.sandbox_id))
-                yield Change(keys, (Put(keys[1], encode(assignment)),))
+                yield Change(unmoved(snapshot, *keys), (Put(keys[1], encode(assignment)),))
             case Dismissal(assignment):
                 keys = (_record_of(assignment), assignment_key(assignment.host_id, assignment.sandbox_id))
-                yield Change(keys, (Delete(keys[1]),))
+                yield Change(unmoved(snapshot, *keys), (Delete(keys[1]),))
             case Removal():
-                yield _remove(snapshot, one, departure, place)
+                gone = _gone_with(snapshot, one)
+                yield Change(unmoved(snapshot, *gone), tuple(Delete(key) for key in gone), one)
             case _:
                 key = refusal_key(one.sandbox_id)
-                yield Change((key,), (Delete(key),))
+                yield Change(unmoved(snapshot, key), (Delete(key),))
 
 
-def repair_changes(repairs: Iterable[Reservation]) -> Iterator[Change]:
+def unmoved(snapshot: Snapshot, *keys: str) -> tuple[Unmoved, ...]:
+    """The conditions that nothing in `keys` moves after this moment; take them with the decision: the snapshot moves on."""
+    return tuple(Unmoved(key, snapshot.mod_revisions.get(key, 0)) for key in keys)
+
+
+def repair_changes(snapshot: Snapshot, repairs: Iterable[Reservation]) -> Iterator[Change]:
     """Reservations as they must be."""
     for reservation in repairs:
         key = reservation_key(reservation.host_id)
-        yield Change((key,), (Put(key, encode(reservation)),))
+        yield Change(unmoved(snapshot, key), (Put(key, encode(reservation)),))
 
 
 def plan_changes(snapshot: Snapshot, plan: Plan) -> Iterator[Change]:
@@ -208,7 +226,8 @@ def plan_changes(snapshot: Snapshot, plan: Plan) -> Iterator[Change]:
             # Counts move with every sandbox that comes and goes; an event is told when other filters exclude.
             if events.codes_of(refusal) != events.codes_of(known):
                 writes.append(events.refused(record, refusal, place))
-            yield Change((record_key(record.tenant, record.sandbox_id), key), tuple(writes))
+            keys = (record_key(record.tenant, record.sandbox_id), key)
+            yield Change(unmoved(snapshot, *keys), tuple(writes))
 
 
 def is_news(refusal: Refusal, known: Refusal | None) -> bool:
@@ -228,11 +247,11 @@ def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation,
     ]
     if assignment.sandbox_id in snapshot.refusals:
         writes.append(Delete(refusal_key(assignment.sandbox_id)))
-    unmoved = (_record_of(assignment), claim, fence, order, cordon_key(assignment.host_id))
-    return Change(unmoved, tuple(writes))
+    keys = (_record_of(assignment), claim, fence, order, cordon_key(assignment.host_id))
+    return Change(unmoved(snapshot, *keys), tuple(writes))
 
 
-def _remove(snapshot: Snapshot, removal: Removal, departure: Departure, place: int) -> Change:
+def _gone_with(snapshot: Snapshot, removal: Removal) -> list[str]:
     sandbox_id, owner = removal.sandbox_id, removal.owner
     keys = [record_key(owner.tenant, sandbox_id), id_key(sandbox_id), refusal_key(sandbox_id)]
     if removal.assignment is not None:
@@ -240,18 +259,20 @@ def _remove(snapshot: Snapshot, removal: Removal, departure: Departure, place: i
     # The name may belong to a younger sandbox when this one's record was gone before.
     if snapshot.names.get((owner.tenant, owner.spec.name)) == sandbox_id:
         keys.append(name_key(owner.tenant, owner.spec.name))
-    writes: list[Write] = [Delete(key) for key in keys]
-    writes.append(Put(tombstone_key(sandbox_id), owner.tenant.encode(), departure.tombstone_lease))
-    is_past = sandbox_id in departure.past
+    return keys
+
+
+def left_behind(removal: Removal, departure: Departure, told: Sequence[KeyValue]) -> list[Write]:
+    """What is put when a sandbox goes: its tombstone, its end, and again the events `told` of it until now."""
+    owner = removal.owner
+    tombstone = Put(tombstone_key(removal.sandbox_id), owner.tenant.encode(), departure.tombstone_lease)
     # Whoever follows hears of it. Kept for a week, what a loop removes day and night would fill the store.
-    lease_id = departure.tombstone_lease if is_past else departure.event_lease
-    last = events.removed(owner, departure.now_ms, lease_id, place)
-    told = [entry for entry in departure.told.get(sandbox_id, ()) if entry.key != last.key]
-    if is_past:
-        writes += [Delete(entry.key) for entry in told]
-    else:
-        writes += events.kept(told, departure.event_lease)
-    return Change(tuple(keys), (*writes, last))
+    lease_id = departure.tombstone_lease if departure.is_past else departure.event_lease
+    last = events.removed(owner, departure.now_ms, lease_id, departure.place)
+    told = [entry for entry in told if entry.key != last.key]
+    if departure.is_past:
+        return [tombstone, *(Delete(entry.key) for entry in told), last]
+    return [tombstone, *events.kept(told, departure.event_lease), last]
 
 
 def _record_of(assignment: Assignment) -> str:
@@ -266,12 +287,8 @@ def _sum_of(sums: dict[HostId, Reservation], host_id: HostId) -> Reservation:
 class _Group:
     """Changes that go into one transaction; a key written twice keeps the later write."""
 
-    conditions: dict[str, None]
+    conditions: dict[str, int]
     pending: dict[str, Write]
-
-    @property
-    def unmoved(self) -> list[str]:
-        return list(self.conditions)
 
     @property
     def writes(self) -> list[Write]:
@@ -279,14 +296,15 @@ class _Group:
 
     def fits(self, change: Change) -> bool:
         """Whether `change` fits in as well, with one condition kept free for the fence."""
-        conditions = len(self.conditions.keys() | set(change.unmoved))
+        conditions = len(self.conditions.keys() | {one.key for one in change.unmoved})
         writes = {**self.pending, **{write.key: write for write in change.writes}}
         size_bytes = sum(len(write.value) for write in writes.values() if isinstance(write, Put))
         return max(conditions + 1, len(writes)) <= TRANSACTION_OPS_MAX and size_bytes <= GROUP_BYTES_MAX
 
     def take(self, change: Change) -> None:
         """Adds `change`."""
-        self.conditions.update(dict.fromkeys(change.unmoved))
+        for one in change.unmoved:
+            self.conditions.setdefault(one.key, one.mod_revision)
         self.pending.update({write.key: write for write in change.writes})
 
 

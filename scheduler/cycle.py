@@ -70,10 +70,10 @@ class Cycle:
         snapshot = await self._state.seen(fence.mod_revision)
         for _ in range(ROUNDS_MAX):
             started = time.monotonic()
-            kind, changes = await self._decide(snapshot)
+            kind, changes = self._decide(snapshot)
             if not changes:
                 return
-            outcome = await self._committer.commit(fence, snapshot, changes)
+            outcome = await self._committer.commit(fence, await self._committer.complete(changes, self._now_ms()))
             event = "decision.committed" if outcome.is_committed else "decision.outrun"
             duration_ms = round((time.monotonic() - started) * 1000, 1)
             log.info(event, kind=kind, changes=len(changes), revision=outcome.revision, duration_ms=duration_ms)
@@ -81,12 +81,12 @@ class Cycle:
                 return
             snapshot = await self._state.seen(outcome.revision)
 
-    async def _decide(self, snapshot: Snapshot) -> tuple[str, Sequence[Change]]:
+    def _decide(self, snapshot: Snapshot) -> tuple[str, Sequence[Change]]:
+        """The first kind of change that is due; reads the snapshot in one go, for it moves on with the store."""
         due = due_changes(snapshot)
         if due:
-            departure = await self._committer.departure(due, self._now_ms())
-            return "lifecycle", tuple(lifecycle_changes(snapshot, due, departure))
+            return "lifecycle", tuple(lifecycle_changes(snapshot, due))
         wrong = repairs(snapshot)
         if wrong:
-            return "reservation", tuple(repair_changes(wrong))
+            return "reservation", tuple(repair_changes(snapshot, wrong))
         return "plan", tuple(plan_changes(snapshot, plan(snapshot, self._now_ms())))

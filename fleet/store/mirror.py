@@ -1,10 +1,11 @@
 """A copy of one prefix of the store in memory: list, then watch, and list again every RELIST_S whatever the watch said.
 
-A watch is a hint and the listing the truth: a lost event costs at most RELIST_S. What the mirror shows is always the state of
-one revision.
+A watch is a hint and the listing the truth: a lost event costs at most RELIST_S, or LISTING_SHARE times what a listing takes.
+What the mirror shows is always the state of one revision.
 """
 
 import asyncio
+import heapq
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
@@ -15,7 +16,12 @@ from fleet.errors import UnavailableError
 from fleet.store.port import CompactedError, EventKind, KeyValue, Store, StoreUnavailableError, WatchEvent
 
 RELIST_S = 30.0
+# A listing of half a million keys takes seconds of the event loop: it may have a fiftieth of it.
+LISTING_SHARE = 50.0
 RETRY_S = (0.2, 0.5, 1.0, 2.0)
+
+# What each changed key held before; what it holds now is in the mirror.
+Changes = Mapping[str, KeyValue | None]
 
 log = structlog.get_logger()
 
@@ -29,7 +35,9 @@ class Mirror:
         self._relist_s = relist_s
         self._entries: dict[str, KeyValue] = {}
         self._changed = asyncio.Event()
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[Changes], None]] = []
+        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waited = 0
         self.revision = 0
         self.is_fresh = False
 
@@ -42,8 +50,8 @@ class Mirror:
         """The entries whose key begins with `prefix`, in key order."""
         return [self._entries[key] for key in sorted(self._entries) if key.startswith(prefix)]
 
-    def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after every change; it must return at once."""
+    def on_change(self, listener: Callable[[Changes], None]) -> None:
+        """Call `listener` after every change with the keys that changed and what they held before; it must return at once."""
         self._listeners.append(listener)
 
     def changed(self) -> asyncio.Event:
@@ -57,10 +65,14 @@ class Mirror:
 
     async def wait_for(self, revision: int, timeout_s: float) -> None:
         """Returns when the mirror has seen `revision`; raises UnavailableError `store_behind` after `timeout_s`."""
+        if self.revision >= revision:
+            return
+        seen = asyncio.get_running_loop().create_future()
+        self._waited += 1
+        heapq.heappush(self._waiters, (revision, self._waited, seen))
         try:
             async with asyncio.timeout(timeout_s):
-                while self.revision < revision:
-                    await self.changed().wait()
+                await seen
         except TimeoutError as error:
             message = f"the store's revision {revision} was not seen within {timeout_s:.0f} s"
             raise UnavailableError("store_behind", message, "try again") from error
@@ -70,10 +82,10 @@ class Mirror:
         failures = 0
         while True:
             try:
-                await self._relist()
+                followed_s = await self._relist()
                 failures = 0
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._relist_s):
+                    async with asyncio.timeout(followed_s):
                         await self._follow()
             except CompactedError:
                 log.info("watch.compacted", prefix=self._prefix, revision=self.revision)
@@ -88,21 +100,31 @@ class Mirror:
                 log.warning("store.unreached", prefix=self._prefix, error=error.message)
                 await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S)) - 1])
 
-    async def _relist(self) -> None:
+    async def _relist(self) -> float:
+        """Lists all; tells for how many seconds the watch is followed before it is listed again."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         listing = await self._store.list_prefix(self._prefix)
-        is_news = not self.is_fresh or {one.key: one for one in listing.entries} != self._entries
-        self._entries = {entry.key: entry for entry in listing.entries}
+        entries, old = {entry.key: entry for entry in listing.entries}, self._entries
+        changes = {entry.key: old.get(entry.key) for entry in listing.entries if _differs(old.get(entry.key), entry)}
+        if len(old) + len(changes) > len(entries):
+            changes |= {key: entry for key, entry in old.items() if key not in entries}
+        is_news = not self.is_fresh or bool(changes)
+        self._entries = entries
         # The listing is the truth, also where it is younger than what was seen: a store that lost its data counts anew.
         self.revision = listing.revision
-        self._advance(listing.revision, is_news=is_news)
         self.is_fresh = True
+        self._advance(listing.revision, changes, is_news=is_news)
+        return max(self._relist_s, LISTING_SHARE * (loop.time() - started))
 
     async def _follow(self) -> None:
         async with self._store.watch(self._prefix, self.revision + 1) as batches:
             async for batch in _whole(batches):
+                changes: dict[str, KeyValue | None] = {}
                 for event in batch:
+                    changes.setdefault(event.key, self._entries.get(event.key))
                     self._take(event)
-                self._advance(batch[-1].mod_revision, is_news=True)
+                self._advance(batch[-1].mod_revision, changes, is_news=True)
 
     def _take(self, event: WatchEvent) -> None:
         if event.kind is EventKind.DELETE:
@@ -112,12 +134,21 @@ class Mirror:
         created = old.create_revision if old else event.mod_revision
         self._entries[event.key] = KeyValue(event.key, event.value, created, event.mod_revision)
 
-    def _advance(self, revision: int, *, is_news: bool) -> None:
+    def _advance(self, revision: int, changes: Changes, *, is_news: bool) -> None:
         self.revision = max(self.revision, revision)
         if is_news:
-            self.wake()
             for listener in self._listeners:
-                listener()
+                listener(changes)
+            self.wake()
+        while self._waiters and self._waiters[0][0] <= self.revision:
+            _, _, seen = heapq.heappop(self._waiters)
+            if not seen.done():
+                seen.set_result(None)
+
+
+def _differs(old: KeyValue | None, new: KeyValue) -> bool:
+    # A watch does not tell leases and revisions of creation as a listing does, and nobody needs them of a mirror.
+    return old is None or old.mod_revision != new.mod_revision or old.value != new.value
 
 
 async def _whole(batches: AsyncIterator[Sequence[WatchEvent]]) -> AsyncIterator[Sequence[WatchEvent]]:

@@ -22,7 +22,7 @@ log = structlog.get_logger()
 async def follow_revocations(store: Store, revocations: Revocations) -> None:
     """Runs until cancelled; while the store is away, what was known stays."""
     mirror = Mirror(store, REVOKED)
-    mirror.on_change(lambda: revocations.replace(*read_revocations(mirror.entries.values())))
+    mirror.on_change(lambda _changes: revocations.replace(*read_revocations(mirror.entries.values())))
     await mirror.run()
 
 

@@ -71,8 +71,8 @@ class EventService(event_pb2_grpc.EventServiceServicer):
         snapshot = self._state.fresh()
         asked = find_asked(snapshot, caller_of(context), request)
         reading = _Reading(self._store, self._state, self._channels, asked)
-        found = await reading.there()
         record = _record_of(snapshot, asked)
+        found = await reading.there()
         if asked.sandbox_id is not None and record is None and not found and not reading.has_history:
             message = f"tenant {asked.tenant} has no sandbox {asked.sandbox_id!r}"
             raise NotFoundError("sandbox_unknown", message, "mb ls shows those there are")

@@ -36,10 +36,9 @@ class UsageService(service_pb2_grpc.UsageServiceServicer):
         caller = caller_of(context)
         is_all = caller.role is Role.OPERATOR and not request.tenant
         tenant = None if is_all else tenant_of(caller, request.tenant)
-        snapshot = self._state.fresh()
-        wanted = carried(snapshot, tenant)
+        wanted = carried(self._state.fresh(), tenant)
         gate = asyncio.Semaphore(HOSTS_AT_ONCE)
-        answers = await asyncio.gather(*(self._ask(gate, snapshot, host_id, tenant) for host_id in wanted))
+        answers = await asyncio.gather(*(self._ask(gate, host_id, tenant) for host_id in wanted))
         response = service_pb2.ReadUsageResponse()
         for (host_id, sandbox_ids), usages in zip(wanted.items(), answers, strict=True):
             if usages is None:
@@ -49,12 +48,10 @@ class UsageService(service_pb2_grpc.UsageServiceServicer):
             response.usages.extend(one for one in usages if one.sandbox_id in sandbox_ids and one.host_id == host_id)
         return response
 
-    async def _ask(
-        self, gate: asyncio.Semaphore, snapshot: Snapshot, host_id: HostId, tenant: Tenant | None
-    ) -> list[Any] | None:
+    async def _ask(self, gate: asyncio.Semaphore, host_id: HostId, tenant: Tenant | None) -> list[Any] | None:
         async with gate:
             try:
-                stub = service_pb2_grpc.UsageServiceStub(self._channels.channel(snapshot, host_id))
+                stub = service_pb2_grpc.UsageServiceStub(self._channels.channel(self._state.snapshot(), host_id))
                 with calling(host_id):
                     request = service_pb2.ReadUsageRequest(tenant=tenant or "")
                     answer = await stub.ReadUsage(request, timeout=HOST_TIMEOUT_S)

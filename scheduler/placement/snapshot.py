@@ -1,49 +1,87 @@
-"""What the scheduler decides on: everything in the store at one revision, decoded. PURE."""
+"""What the scheduler decides on: everything in the store at one revision, decoded, with the sums that follow from it. PURE.
 
-from collections.abc import Iterator, Mapping
+The scheduler's own snapshot is a view that moves on with the store: it is read without awaiting in between.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from fleet.model.assignment import Assignment, Refusal
-from fleet.model.host import Capacity, HostCordon, HostRecord, Reservation
-from fleet.model.ids import Digest, HostId, SandboxId, Tenant
-from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, SandboxRecord, SandboxStatus
+from fleet.model.assignment import Assignment, GpuShare, Refusal
+from fleet.model.budget import Balance, Budget, Charged, Meter, Prices
+from fleet.model.host import Capacity, HostCordon, HostLosses, HostRecord, Reservation
+from fleet.model.ids import NO_SANDBOX, Digest, HostId, SandboxId, Tenant
+from fleet.model.sandbox import ENDED_PHASES, Amounts, Goal, Phase, SandboxRecord, SandboxStatus
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+Account = tuple[Tenant, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The store at `revision`; `mod_revisions` has every key's, so that a commit can tell whether what it read has moved.
 
+    `assignments` has each sandbox's newest placement; older ones, which are being removed, are `remnants`.
     `opaque_sandboxes` and `opaque_hosts` are those of which a record or an assignment is there but cannot be read, for example
-    because a newer scheduler wrote it: nothing is decided about them.
+    because a newer scheduler wrote it: nothing is decided about them. `digest` tells one content of the store from every other.
     """
 
     revision: int = 0
     records: Mapping[SandboxId, SandboxRecord] = field(default_factory=dict)
     names: Mapping[tuple[Tenant, str], SandboxId] = field(default_factory=dict)
     assignments: Mapping[SandboxId, Assignment] = field(default_factory=dict)
+    remnants: Mapping[tuple[HostId, SandboxId], Assignment] = field(default_factory=dict)
     statuses: Mapping[tuple[HostId, SandboxId], SandboxStatus] = field(default_factory=dict)
     refusals: Mapping[SandboxId, Refusal] = field(default_factory=dict)
     hosts: Mapping[HostId, HostRecord] = field(default_factory=dict)
-    alive: frozenset[HostId] = frozenset()
+    alive: AbstractSet[HostId] = frozenset()
     cordons: Mapping[HostId, HostCordon] = field(default_factory=dict)
+    losses: Mapping[HostId, HostLosses] = field(default_factory=dict)
     reservations: Mapping[HostId, Reservation] = field(default_factory=dict)
-    sources: Mapping[tuple[Tenant, Digest], frozenset[HostId]] = field(default_factory=dict)
-    opaque_sandboxes: frozenset[SandboxId] = frozenset()
-    opaque_hosts: frozenset[HostId] = frozenset()
+    budgets: Mapping[Account, Budget] = field(default_factory=dict)
+    balances: Mapping[Account, Balance] = field(default_factory=dict)
+    meters: Mapping[HostId, Meter] = field(default_factory=dict)
+    charged: Mapping[HostId, Charged] = field(default_factory=dict)
+    prices: Prices = field(default_factory=Prices)
+    sources: Mapping[tuple[Tenant, Digest], AbstractSet[HostId]] = field(default_factory=dict)
+    opaque_sandboxes: AbstractSet[SandboxId] = frozenset()
+    opaque_hosts: AbstractSet[HostId] = frozenset()
     mod_revisions: Mapping[str, int] = field(default_factory=dict)
+    digest: str = ""
+    kept: "Sums | None" = None
+
+    @property
+    def sums(self) -> "Sums":
+        """What follows from the rest; made anew where nobody keeps it."""
+        return self.kept if self.kept is not None else Sums.of(self)
+
+    @property
+    def reserved_by_host(self) -> Mapping[HostId, Reservation]:
+        """What each host's assignments set aside in truth; a host of which nothing is set aside is not in it."""
+        return self.sums.reserved_by_host
+
+    @property
+    def children(self) -> Mapping[SandboxId, AbstractSet[SandboxId]]:
+        """The sandboxes that each sandbox has started and that are not removed."""
+        return self.sums.children
 
     def status_of(self, assignment: Assignment) -> SandboxStatus | None:
         """What the assignment's host publishes about its sandbox."""
         return self.statuses.get((assignment.host_id, assignment.sandbox_id))
 
     def assignment_of(self, record: SandboxRecord) -> Assignment | None:
-        """The order that carries out `record`'s wish."""
+        """The order that carries out `record`'s wish; None where it shall have another placement first."""
         found = self.assignments.get(record.sandbox_id)
-        return found if found is not None and found.tenant == record.tenant else None
+        if found is None or found.tenant != record.tenant or found.placement < record.placement:
+            return None
+        return found
 
     def pending(self) -> list[SandboxRecord]:
         """Sandboxes that shall run and wait for room, on any host or for a further run on their own; the oldest first."""
-        found = [record for record in self.records.values() if self._is_pending(record)]
+        found = [self.records[sandbox_id] for sandbox_id in self.sums.pending]
         return sorted(found, key=lambda record: (record.created_at_ms, record.sandbox_id))
 
     def is_resuming(self, record: SandboxRecord) -> bool:
@@ -51,17 +89,96 @@ class Snapshot:
         assignment = self.assignment_of(record)
         return record.goal is Goal.RUN and assignment is not None and assignment.run < record.run
 
-    def _is_pending(self, record: SandboxRecord) -> bool:
+    def is_pending(self, record: SandboxRecord) -> bool:
+        """Whether `record` shall run and waits for room."""
         if record.goal is not Goal.RUN or record.sandbox_id in self.opaque_sandboxes:
             return False
-        return record.sandbox_id not in self.assignments or self.is_resuming(record)
+        assignment = self.assignments.get(record.sandbox_id)
+        return assignment is None or assignment.placement < record.placement or self.is_resuming(record)
+
+
+class Sums:
+    """What follows from a snapshot's parts, kept up with each change of one: no look at it costs more for more sandboxes.
+
+    `pending` are the sandboxes that wait for room; `misreserved` are the hosts whose reservation is not the sum it must be;
+    `uncharged` are those whose meter is newer than what of it was charged.
+    """
+
+    def __init__(self) -> None:
+        self.reserved_by_host: dict[HostId, Reservation] = {}
+        self.reserved_by_tenant: dict[Tenant, Amounts] = {}
+        self.tenants_on: dict[HostId, dict[Tenant, int]] = {}
+        self.sandboxes_on: dict[HostId, set[SandboxId]] = {}
+        self.records_of: dict[Tenant, int] = {}
+        self.children: dict[SandboxId, set[SandboxId]] = {}
+        self.pending: set[SandboxId] = set()
+        self.misreserved: set[HostId] = set()
+        self.uncharged: set[HostId] = set()
+
+    @staticmethod
+    def of(snapshot: Snapshot) -> "Sums":
+        """The sums of a snapshot, made anew."""
+        sums = Sums()
+        for record in snapshot.records.values():
+            sums.count_record(record, 1)
+            sums.set_pending(record.sandbox_id, is_pending=snapshot.is_pending(record))
+        for assignment in (*snapshot.assignments.values(), *snapshot.remnants.values()):
+            sums.set_assigned(assignment.host_id, assignment.sandbox_id, is_assigned=True)
+            sums.shift(assignment.tenant, Reservation(assignment.host_id), _held(snapshot, assignment))
+        for host_id in {*snapshot.hosts, *snapshot.reservations, *sums.reserved_by_host}:
+            sums.check_host(snapshot, host_id)
+        for host_id in snapshot.meters:
+            sums.check_meter(snapshot, host_id)
+        return sums
+
+    def shift(self, tenant: Tenant, before: Reservation, after: Reservation) -> None:
+        """An assignment of `tenant` sets aside `after` where it set aside `before`."""
+        if before == after:
+            return
+        host_id = after.host_id
+        change = subtract(after, before)
+        total = add(self.reserved_by_host.get(host_id, Reservation(host_id)), change)
+        _keep(self.reserved_by_host, host_id, total, is_empty=total == Reservation(host_id))
+        held = _add_amounts(self.reserved_by_tenant.get(tenant, Amounts()), change)
+        _keep(self.reserved_by_tenant, tenant, held, is_empty=held == Amounts())
+        if change.sandboxes:
+            counts = self.tenants_on.setdefault(host_id, {})
+            _count(counts, tenant, change.sandboxes)
+            _keep(self.tenants_on, host_id, counts, is_empty=not counts)
+
+    def set_assigned(self, host_id: HostId, sandbox_id: SandboxId, *, is_assigned: bool) -> None:
+        """Whether a host has an order for a sandbox, also one that is being removed."""
+        _join(self.sandboxes_on, host_id, sandbox_id, is_in=is_assigned)
+
+    def count_record(self, record: SandboxRecord, sign: int) -> None:
+        """A record has come (1) or gone (-1)."""
+        _count(self.records_of, record.tenant, sign)
+        if record.spec.parent != NO_SANDBOX:
+            _join(self.children, record.spec.parent, record.sandbox_id, is_in=sign > 0)
+
+    def set_pending(self, sandbox_id: SandboxId, *, is_pending: bool) -> None:
+        """Whether a sandbox waits for room."""
+        _member(self.pending, sandbox_id, is_in=is_pending)
+
+    def check_host(self, snapshot: Snapshot, host_id: HostId) -> None:
+        """Looks again whether a host's reservation is the sum it must be."""
+        nothing = Reservation(host_id)
+        said, true = snapshot.reservations.get(host_id, nothing), self.reserved_by_host.get(host_id, nothing)
+        _member(self.misreserved, host_id, is_in=said != true and host_id not in snapshot.opaque_hosts)
+
+    def check_meter(self, snapshot: Snapshot, host_id: HostId) -> None:
+        """Looks again whether a host's meter is charged."""
+        meter, charged = snapshot.meters.get(host_id), snapshot.charged.get(host_id)
+        is_due = meter is not None and (charged is None or charged.period < meter.period)
+        _member(self.uncharged, host_id, is_in=is_due)
 
 
 def share_of(assignment: Assignment) -> Reservation:
     """What one assignment sets aside on its host while its sandbox runs, or may."""
     resources = assignment.spec.resources
     memory_mib = resources.memory_mib + assignment.overhead_mib
-    return Reservation(assignment.host_id, resources.vcpus, memory_mib, resources.disk_mib, 1)
+    host_id = assignment.host_id
+    return Reservation(host_id, resources.vcpus, memory_mib, resources.disk_mib, 1, _merge((), assignment.gpus, 1))
 
 
 def set_aside(assignment: Assignment, status: SandboxStatus | None) -> Reservation:
@@ -79,13 +196,12 @@ def set_aside(assignment: Assignment, status: SandboxStatus | None) -> Reservati
 
 def add(reservation: Reservation, share: Reservation) -> Reservation:
     """`reservation` with `share` set aside as well."""
-    return Reservation(
-        reservation.host_id,
-        reservation.vcpus + share.vcpus,
-        reservation.memory_mib + share.memory_mib,
-        reservation.disk_mib + share.disk_mib,
-        reservation.sandboxes + share.sandboxes,
-    )
+    return _combine(reservation, share, 1)
+
+
+def subtract(reservation: Reservation, share: Reservation) -> Reservation:
+    """`reservation` without `share`; below zero where that is more."""
+    return _combine(reservation, share, -1)
 
 
 def growth(snapshot: Snapshot, assignment: Assignment) -> Reservation:
@@ -93,14 +209,7 @@ def growth(snapshot: Snapshot, assignment: Assignment) -> Reservation:
     share, known = share_of(assignment), snapshot.assignments.get(assignment.sandbox_id)
     if known is None or known.host_id != assignment.host_id:
         return share
-    held = set_aside(known, snapshot.status_of(known))
-    return Reservation(
-        assignment.host_id,
-        share.vcpus - held.vcpus,
-        share.memory_mib - held.memory_mib,
-        share.disk_mib - held.disk_mib,
-        share.sandboxes - held.sandboxes,
-    )
+    return subtract(share, set_aside(known, snapshot.status_of(known)))
 
 
 def free_of(capacity: Capacity, reservation: Reservation) -> Capacity:
@@ -114,22 +223,72 @@ def free_of(capacity: Capacity, reservation: Reservation) -> Capacity:
 
 
 def reserved(snapshot: Snapshot) -> dict[HostId, Reservation]:
-    """What each host's assignments set aside in truth: the sum over all of them."""
-    sums: dict[HostId, Reservation] = {}
-    for assignment in snapshot.assignments.values():
-        known = sums.get(assignment.host_id, Reservation(assignment.host_id))
-        sums[assignment.host_id] = add(known, set_aside(assignment, snapshot.status_of(assignment)))
-    return sums
+    """What each host's assignments set aside in truth, as a copy: the sum over all of them."""
+    return dict(snapshot.reserved_by_host)
 
 
 def repairs(snapshot: Snapshot) -> tuple[Reservation, ...]:
     """The reservations that are not what they must be, as they must be."""
-    return tuple(_repairs(snapshot))
+    sums = snapshot.sums
+    return tuple(sums.reserved_by_host.get(host_id, Reservation(host_id)) for host_id in sorted(sums.misreserved))
 
 
-def _repairs(snapshot: Snapshot) -> Iterator[Reservation]:
-    sums = reserved(snapshot)
-    for host_id in sorted((set(snapshot.hosts) | set(snapshot.reservations) | set(sums)) - snapshot.opaque_hosts):
-        nothing = Reservation(host_id)
-        if sums.get(host_id, nothing) != snapshot.reservations.get(host_id, nothing):
-            yield sums.get(host_id, nothing)
+def _held(snapshot: Snapshot, assignment: Assignment) -> Reservation:
+    return set_aside(assignment, snapshot.status_of(assignment))
+
+
+def _combine(one: Reservation, other: Reservation, sign: int) -> Reservation:
+    return Reservation(
+        one.host_id,
+        one.vcpus + sign * other.vcpus,
+        one.memory_mib + sign * other.memory_mib,
+        one.disk_mib + sign * other.disk_mib,
+        one.sandboxes + sign * other.sandboxes,
+        _merge(one.gpus, other.gpus, sign) if other.gpus else one.gpus,
+    )
+
+
+def _merge(one: tuple[GpuShare, ...], other: tuple[GpuShare, ...], sign: int) -> tuple[GpuShare, ...]:
+    """The devices' sums in the order of their ids; one of which nothing is set aside is not in it."""
+    if not one and not other:
+        return ()
+    millis = {share.device_id: share.milli for share in one}
+    for share in other:
+        millis[share.device_id] = millis.get(share.device_id, 0) + sign * share.milli
+    return tuple(GpuShare(device_id, milli) for device_id, milli in sorted(millis.items()) if milli)
+
+
+def _add_amounts(held: Amounts, change: Reservation) -> Amounts:
+    return Amounts(
+        held.vcpus + change.vcpus,
+        held.memory_mib + change.memory_mib,
+        held.disk_mib + change.disk_mib,
+        held.gpu_milli + sum(share.milli for share in change.gpus),
+        held.sandboxes + change.sandboxes,
+    )
+
+
+def _keep(values: dict[K, V], key: K, value: V, *, is_empty: bool) -> None:
+    if is_empty:
+        values.pop(key, None)
+    else:
+        values[key] = value
+
+
+def _count(counts: dict[K, int], key: K, change: int) -> None:
+    total = counts.get(key, 0) + change
+    _keep(counts, key, total, is_empty=not total)
+
+
+def _member(members: set[K], one: K, *, is_in: bool) -> None:
+    if is_in:
+        members.add(one)
+    else:
+        members.discard(one)
+
+
+def _join(groups: dict[K, set[V]], key: K, one: V, *, is_in: bool) -> None:
+    group = groups.setdefault(key, set())
+    _member(group, one, is_in=is_in)
+    if not group:
+        del groups[key]

@@ -210,11 +210,11 @@ async def test_a_group_that_was_outrun_writes_nothing(store: Store, decider: Dec
     await decider.mirror.wait_for(await put_all(store, writes), HANG_S)
     seen = decider.state.snapshot()
     committer = Committer(store, lambda: 0.0)
+    views = [replace(seen, alive=frozenset([HostId(name)])) for name in ("one", "two")]
+    plans = [list(plan_changes(only, plan(only, NOW_MS))) for only in views]
     outcomes = []
-    for name in ("one", "two"):
-        only = replace(seen, alive=frozenset([HostId(name)]))
-        changes = plan_changes(only, plan(only, NOW_MS))
-        outcomes.append((await committer.commit(fence, only, changes)).is_committed)
+    for changes in plans:
+        outcomes.append((await committer.commit(fence, changes)).is_committed)
     assert outcomes == [True, False]
     assert [one.host_id for one in await assignments_in(store)] == ["one"]
 
@@ -230,9 +230,9 @@ async def test_nothing_is_written_on_what_has_moved(store: Store, decider: Decid
         "reservation": Put(reservation_key(host().host_id), encode(Reservation(host().host_id))),
         "cordon": Put(cordon_key(host().host_id), encode(HostCordon(host().host_id, "ops", NOW_MS))),
     }[moved]
+    changes = list(plan_changes(seen, plan(seen, NOW_MS)))
     await put_all(store, [write])
-    committer = Committer(store, lambda: 0.0)
-    outcome = await committer.commit(fence, seen, plan_changes(seen, plan(seen, NOW_MS)))
+    outcome = await Committer(store, lambda: 0.0).commit(fence, changes)
     assert not outcome.is_committed
     assert await assignments_in(store) == []
 

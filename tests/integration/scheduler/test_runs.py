@@ -181,9 +181,9 @@ async def test_a_further_run_is_placed_once(store: Store, fence: Unmoved) -> Non
         await decider.mirror.wait_for(revision, HANG_S)
         seen = decider.state.snapshot()
     outcomes = []
-    for now_ms in (NOW_MS, NOW_MS + 1):
-        changes = plan_changes(seen, plan(seen, now_ms))
-        outcomes.append((await Committer(store, lambda: 0.0).commit(fence, seen, changes)).is_committed)
+    plans = [list(plan_changes(seen, plan(seen, now_ms))) for now_ms in (NOW_MS, NOW_MS + 1)]
+    for changes in plans:
+        outcomes.append((await Committer(store, lambda: 0.0).commit(fence, changes)).is_committed)
     assert outcomes == [True, False]
     order = await only_order(store)
     assert (order.run, order.assigned_at_ms) == (2, NOW_MS)

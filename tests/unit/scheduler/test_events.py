@@ -10,7 +10,7 @@ from fleet.store.keyspace import EVENTS, ROOT, events_of
 from fleet.store.memory import MemoryStore
 from fleet.store.port import TRANSACTION_OPS_MAX, Delete, KeyValue, Put
 from scheduler import events
-from scheduler.commit import HISTORIES_MAX, Committer, Departure, lifecycle_changes, plan_changes
+from scheduler.commit import HISTORIES_MAX, Change, Committer, Departure, left_behind, lifecycle_changes, plan_changes
 from scheduler.placement.lifecycle import Removal
 from scheduler.placement.plan import Plan
 from tests.unit.scheduler.build import DEMO, NOW_MS, assignment, host, record, snapshot
@@ -73,9 +73,9 @@ def test_one_sandbox_keeps_a_bounded_number_of_events() -> None:
             keys.add(events.refused(wish, refusal).key)
     entries = [KeyValue(key, events.created(record(), ACTOR).value, 1, 1) for key in sorted(keys)]
     removal = Removal(wish.sandbox_id, wish, assignment(wish, host()))
-    departure = Departure(NOW_MS, 1, 2, {wish.sandbox_id: entries})
-    (change,) = lifecycle_changes(snapshot(records=[wish]), [removal], departure)
-    assert len(change.writes) <= TRANSACTION_OPS_MAX
+    (change,) = lifecycle_changes(snapshot(records=[wish]), [removal])
+    left = left_behind(removal, Departure(NOW_MS, 0, 1, 2, is_past=False), entries)
+    assert len(change.writes) + len(left) <= TRANSACTION_OPS_MAX
     assert len(keys) > 12
 
 
@@ -117,24 +117,26 @@ def test_a_refusal_is_told_when_it_is_news() -> None:
 def test_past_the_days_limit_only_the_removal_is_told() -> None:
     """A tenant that creates and removes without end fills no store: such a history goes at once, its end in hours."""
     entries = [KeyValue(events.created(record(), ACTOR).key, events.created(record(), ACTOR).value, 1, 1)]
-    ids = frozenset([record().sandbox_id])
     removal = Removal(record().sandbox_id, record(), None)
-    for past in (frozenset(), ids):
-        departure = Departure(NOW_MS, 1, 2, {record().sandbox_id: entries}, past)
-        (change,) = lifecycle_changes(snapshot(records=[record()]), [removal], departure)
-        kept = {write.key: isinstance(write, Put) for write in change.writes if write.key.startswith(EVENTS)}
-        assert kept[entries[0].key] is (past != ids)
+    for past in (False, True):
+        writes = left_behind(removal, Departure(NOW_MS, 0, 1, 2, is_past=past), entries)
+        kept = {write.key: isinstance(write, Put) for write in writes if write.key.startswith(EVENTS)}
+        assert kept[entries[0].key] is not past
         assert sum(kept.values()) == (1 if past else 2)
-        leases = {write.lease_id for write in change.writes if isinstance(write, Put) and write.key.startswith(EVENTS)}
+        leases = {write.lease_id for write in writes if isinstance(write, Put) and write.key.startswith(EVENTS)}
         assert leases == {1 if past else 2}
 
 
 async def test_a_removal_that_is_tried_again_counts_once() -> None:
     """Races that are lost use nothing of a tenant's day; a sandbox past it stays past it."""
     committer = Committer(MemoryStore(lambda: 0.0), lambda: 0.0)
-    removals = [Removal(one.sandbox_id, one, None) for one in map(record, range(HISTORIES_MAX + 1))]
-    for _ in range(2):
-        departure = await committer.departure(removals[:HISTORIES_MAX], NOW_MS)
-        assert departure.past == frozenset()
-    departure = await committer.departure(removals[HISTORIES_MAX:], NOW_MS)
-    assert departure.past == {removals[HISTORIES_MAX].sandbox_id}
+    changes = [Change((), (), Removal(one.sandbox_id, one, None)) for one in map(record, range(HISTORIES_MAX + 1))]
+
+    async def leases(some: list[Change]) -> set[int]:
+        done = await committer.complete(some, NOW_MS)
+        puts = [write for one in done for write in one.writes if isinstance(write, Put)]
+        return {write.lease_id for write in puts if write.key.startswith(EVENTS)}
+
+    (kept,), (kept_again,) = [await leases(changes[:HISTORIES_MAX]) for _ in range(2)]
+    (past,) = await leases(changes[HISTORIES_MAX:])
+    assert kept == kept_again != past
