@@ -158,6 +158,12 @@ def _is_peers(code: grpc.StatusCode, trailing: Any) -> bool:
     return code is not grpc.StatusCode.INTERNAL or bool(trailing)
 
 
+def code_of_ended(call: Any) -> grpc.StatusCode | None:
+    """The status of a call that has ended, for callbacks of its end."""
+    code: grpc.StatusCode | None = _at_once(call.code())
+    return code
+
+
 def _at_once(coroutine: Any) -> Any:
     # A call that has ended answers without waiting; a task for it would run when the answer is overwritten.
     try:

@@ -14,12 +14,13 @@ import grpc
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.codec import from_message, to_message
+from fleet.failover import open_failover
 from fleet.identity import SCHEDULER_SERVER_NAME
 from fleet.model.assignment import Sandbox
 from fleet.model.ids import Digest, SandboxId, Tenant
 from fleet.model.sandbox import SandboxSpec
 from fleet.model.units import MIB
-from fleet.rpc import CHUNK_BYTES, open_channel, translated
+from fleet.rpc import CHUNK_BYTES, translated
 from mb.config import ClientConfig
 from mb.live import CALL_TIMEOUT_S, STREAM_TIMEOUT_S, Chunk, LiveCalls
 
@@ -32,12 +33,12 @@ TRANSFER_TIMEOUT_S_MIN = 120.0
 
 
 class Client:
-    """Calls to one scheduler, for one tenant (empty: that of the certificate)."""
+    """Calls to the schedulers that errors name as `peer`, for one tenant (empty: that of the certificate)."""
 
-    def __init__(self, channel: grpc.aio.Channel, address: str, tenant: str) -> None:
-        self._peer = f"scheduler {address}"
+    def __init__(self, channel: grpc.aio.Channel, peer: str, tenant: str) -> None:
+        self._peer = peer
         self._tenant = tenant
-        self.live = LiveCalls(channel, self._peer, tenant)
+        self.live = LiveCalls(channel, peer, tenant)
         # grpcio's generated stubs are typed for its synchronous twin.
         self._sandboxes: Any = service_pb2_grpc.SandboxServiceStub(channel)
         self._content: Any = content_pb2_grpc.ContentServiceStub(channel)
@@ -125,6 +126,8 @@ class Client:
 
 @asynccontextmanager
 async def open_client(config: ClientConfig) -> AsyncIterator[Client]:
-    """A client of the configured scheduler; nothing is sent before its first call."""
-    async with open_channel(config.scheduler, config.tls, SCHEDULER_SERVER_NAME) as channel:
-        yield Client(channel, config.scheduler, config.tenant)
+    """A client of the configured schedulers; nothing is sent before its first call."""
+    # A start that was answered by silence may have started the run, and would say of itself that it was not stopped.
+    once = ("/bedplate.sandbox.v1.SandboxService/StartSandbox",)
+    async with open_failover(config.addresses, config.tls, SCHEDULER_SERVER_NAME, once) as channel:
+        yield Client(channel, config.peer, config.tenant)

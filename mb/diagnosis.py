@@ -38,12 +38,13 @@ def explain(config: ClientConfig) -> BedplateError | None:
         inspect_files(config.tls, datetime.datetime.now(datetime.UTC))
     except BedplateError as error:
         return error
-    return _try_connection(config)
+    # Each has failed: what is wrong with the first is wrong with all, or worth to be told first.
+    return _try_connection(config, config.addresses[0])
 
 
-def _try_connection(config: ClientConfig) -> BedplateError | None:
-    peer = f"scheduler {config.scheduler}"
-    host, _, port = config.scheduler.rpartition(":")
+def _try_connection(config: ClientConfig, address: str) -> BedplateError | None:
+    peer = f"scheduler {address}"
+    host, _, port = address.rpartition(":")
     context = ssl.create_default_context(cafile=config.tls.ca)
     context.load_cert_chain(config.tls.certificate, config.tls.key)
     context.set_alpn_protocols(["h2"])
@@ -55,21 +56,21 @@ def _try_connection(config: ClientConfig) -> BedplateError | None:
             wrapped.settimeout(LISTEN_S)
             # gRPC greets whom it takes, and hangs up on others without a word.
             with suppress(TimeoutError):
-                return None if wrapped.recv(1) else _refused(config, "it hangs up")
+                return None if wrapped.recv(1) else _refused(config, address, "it hangs up")
             return None
     except ssl.SSLCertVerificationError as error:
         message = f"{peer} is not one of this authority: {error.verify_message}"
         next_step = f"check its address, its certificate, and that {config.tls.ca} is of its fleet"
         return InvalidSpecError("server_untrusted", message, next_step, field="tls.ca")
     except ssl.SSLError as error:
-        return _refused(config, error.reason or "TLS failed")
+        return _refused(config, address, error.reason or "TLS failed")
     except (ConnectionResetError, BrokenPipeError):
-        return _refused(config, "it hangs up")
+        return _refused(config, address, "it hangs up")
     except OSError as error:
         message = f"{peer} cannot be reached: {error.strerror or error}"
         return UnavailableError("unreachable", message, "check its address and that it runs")
 
 
-def _refused(config: ClientConfig, how: str) -> NotPermittedError:
-    message = f"scheduler {config.scheduler} does not take {config.tls.certificate}: {how}"
+def _refused(config: ClientConfig, address: str, how: str) -> NotPermittedError:
+    message = f"scheduler {address} does not take {config.tls.certificate}: {how}"
     return NotPermittedError("certificate_refused", message, "have one issued by its authority: mb pki issue")

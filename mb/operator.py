@@ -11,9 +11,10 @@ import grpc
 
 from bedplate.host.v1 import enrolment_pb2, enrolment_pb2_grpc, service_pb2, service_pb2_grpc
 from fleet.codec import from_message
+from fleet.failover import open_failover
 from fleet.identity import SCHEDULER_SERVER_NAME
 from fleet.model.host import Host
-from fleet.rpc import open_channel, translated
+from fleet.rpc import translated
 from mb.config import ClientConfig
 from mb.live import CALL_TIMEOUT_S
 
@@ -27,10 +28,10 @@ class GivenToken:
 
 
 class Operator:
-    """Calls to one scheduler under an operator's certificate."""
+    """Calls under an operator's certificate to the schedulers that errors name as `peer`."""
 
-    def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
-        self._peer = f"scheduler {address}"
+    def __init__(self, channel: grpc.aio.Channel, peer: str) -> None:
+        self._peer = peer
         # grpcio's generated stubs are typed for its synchronous twin.
         self._hosts: Any = service_pb2_grpc.HostServiceStub(channel)
         self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
@@ -76,6 +77,8 @@ class Operator:
 
 @asynccontextmanager
 async def open_operator(config: ClientConfig) -> AsyncIterator[Operator]:
-    """An operator's calls to the configured scheduler; nothing is sent before the first."""
-    async with open_channel(config.scheduler, config.tls, SCHEDULER_SERVER_NAME) as channel:
-        yield Operator(channel, config.scheduler)
+    """An operator's calls to the configured schedulers; nothing is sent before the first."""
+    # A token that was made and not told stays unused until it ends; another is made only when somebody asks again.
+    once = ("/bedplate.host.v1.EnrolmentService/CreateToken",)
+    async with open_failover(config.addresses, config.tls, SCHEDULER_SERVER_NAME, once) as channel:
+        yield Operator(channel, config.peer)

@@ -19,7 +19,7 @@ from fleet.credentials import LiveCredentials
 from fleet.errors import BedplateError, ConflictError
 from fleet.identity import ETCD_SERVER_NAME, TlsFiles
 from fleet.rpc import channel_options
-from fleet.store.members import Member, Members, Stubs
+from fleet.store.members import Member, MemberCondition, Members, Stubs
 from fleet.store.port import (
     Committed,
     CompactedError,
@@ -138,6 +138,12 @@ class EtcdStore:
     async def compact(self, revision: int) -> None:
         """Forget the history before `revision`."""
         await self._ask(lambda stubs: stubs.kv.Compact, rpc.CompactionRequest(revision=revision))
+
+    async def condition(self) -> MemberCondition:
+        """How the member is that answers; of a certain one, ask through a store of that endpoint only."""
+        reply = await self._ask(lambda stubs: stubs.maintenance.Status, rpc.StatusRequest())
+        is_leader = bool(reply.leader) and reply.leader == reply.header.member_id
+        return MemberCondition(is_leader, bool(reply.leader), reply.dbSize, tuple(reply.errors))
 
     async def close(self) -> None:
         """Close the channels."""

@@ -7,6 +7,7 @@ behind a dead network until a keepalive has told, and never leaves one that is c
 from __future__ import annotations  # grpc.aio classes are generic in their stubs only
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -14,6 +15,17 @@ import structlog
 from aetcd import rpc
 
 from fleet.channels import LiveChannel
+
+
+@dataclass(frozen=True, slots=True)
+class MemberCondition:
+    """How one member is: whether it leads the others, whether it knows who does, its size, and its alarms in etcd's words."""
+
+    is_leader: bool
+    has_leader: bool
+    used_bytes: int
+    troubles: tuple[str, ...]
+
 
 _BROKEN = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
 
@@ -28,6 +40,7 @@ class Stubs:
         self.kv = rpc.KVStub(channel)
         self.watch = rpc.WatchStub(channel)
         self.lease = rpc.LeaseStub(channel)
+        self.maintenance = rpc.MaintenanceStub(channel)
 
 
 class Member:

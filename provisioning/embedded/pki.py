@@ -36,9 +36,11 @@ def create_pki(folder: Path) -> None:
         add_certificate(folder, authority, identity, now)
 
 
-def add_certificate(folder: Path, authority: KeyPair, identity: Identity, now: datetime.datetime) -> None:
-    """Issues one more certificate."""
-    pair = issue_certificate(authority, identity, now, ("127.0.0.1",))
+def add_certificate(
+    folder: Path, authority: KeyPair, identity: Identity, now: datetime.datetime, address: str = "127.0.0.1"
+) -> None:
+    """Issues one more certificate, for a program that serves at `address`."""
+    pair = issue_certificate(authority, identity, now, (address,))
     files = tls_files(folder, identity.role, identity.name)
     files.certificate.write_bytes(pair.certificate)
     files.key.touch(0o600)
