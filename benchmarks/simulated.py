@@ -23,7 +23,14 @@ from hostd.config import HostdConfig
 from hostd.daemon import Parts, run_daemon
 from hostd.drivers.image import ImageStore, SourceStore
 from hostd.drivers.ports import LinkMessage, LinkReceiver
-from hostd.drivers.simulated import SimulatedDisks, SimulatedHypervisor, SimulatedLinks, SimulatedNetwork
+from hostd.drivers.simulated import (
+    SimulatedDisks,
+    SimulatedGuard,
+    SimulatedHypervisor,
+    SimulatedLinks,
+    SimulatedNetwork,
+)
+from hostd.guard import boottime_ms
 from hostd.inventory import CapacitySettings, InventorySettings
 from hostd.orders import Orders
 from hostd.reconcile.apply import Drivers
@@ -170,6 +177,7 @@ async def _serve(folder: Path) -> None:
         orders,
         drivers,
         links,
+        SimulatedGuard(hypervisor, boottime_ms),
         images,
         sources,
         sourcing,

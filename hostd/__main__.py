@@ -27,6 +27,7 @@ from hostd.config import HostdConfig
 from hostd.daemon import SCRATCH_DIR, Parts, run_daemon
 from hostd.doctor import __main__ as doctor
 from hostd.drivers.domain_xml import QemuUser
+from hostd.drivers.guardian import GuardProcess
 from hostd.drivers.guest import SocketLinks
 from hostd.drivers.hypervisor import AcceleratorProbe, LibvirtHypervisor
 from hostd.drivers.image import ImageStore, ScratchDisks, SourceStore
@@ -83,6 +84,7 @@ async def _serve(config: HostdConfig) -> None:
     accelerator, reason = await hypervisor.probe_accelerator()
     orders = Orders(config.state_dir, config.host_id)
     room = Room(HostId(config.host_id), store, sources, config.sources, named=orders.named_sources)
+    guard = GuardProcess(config.run_dir, config.state_dir)
     sourcing = Sourcing(HostId(config.host_id), store, sources, config.tls, room)
     drivers = Drivers(
         hypervisor=hypervisor,
@@ -93,7 +95,8 @@ async def _serve(config: HostdConfig) -> None:
     )
     try:
         await run_daemon(
-            Parts(config, store, orders, drivers, links, images, sources, sourcing, room, accelerator, reason), stop
+            Parts(config, store, orders, drivers, links, guard, images, sources, sourcing, room, accelerator, reason),
+            stop,
         )
     finally:
         await links.close()

@@ -12,6 +12,8 @@ from hostd.drivers.domain_xml import QemuUser
 from hostd.inventory import InventorySettings
 from hostd.room import SourceSettings
 
+# What becomes of VMs whose host cannot renew its lease: ended, to be placed anew; or run on, and nobody places them anew.
+KILL, KEEP = "kill", "keep"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # The bridge, one sandbox, the network's own and its broadcast address.
 PREFIX_MAX = 30
@@ -58,6 +60,7 @@ class HostdConfig:
     run_dir: Path = Path("/run/bedplate")
     log_dir: Path = Path("/var/log/bedplate")
     log_level: str = "info"
+    fencing: str = KILL
     network: NetworkConfig = NetworkConfig()
     inventory: InventorySettings = field(default_factory=InventorySettings)
     sources: SourceSettings = field(default_factory=SourceSettings)
@@ -74,6 +77,9 @@ class HostdConfig:
         if self.log_level not in LOG_LEVELS:
             message = f"{self.log_level!r} is no level"
             raise InvalidSpecError("config_invalid", message, f"use {', '.join(LOG_LEVELS)}", field="log_level")
+        if self.fencing not in (KILL, KEEP):
+            message = f"{self.fencing!r} is neither"
+            raise InvalidSpecError("config_invalid", message, f'use "{KILL}" or "{KEEP}"', field="fencing")
         if not self.etcd:
             raise InvalidSpecError(
                 "config_invalid", "no address is listed", 'list "ip:port" of each etcd', field="etcd"

@@ -30,8 +30,10 @@ from hostd.api.permissions import PERMISSIONS
 from hostd.api.secrets import SecretService
 from hostd.api.usage import UsageService
 from hostd.clock import now_ms
-from hostd.config import HostdConfig
-from hostd.drivers.ports import GuestLinks
+from hostd.config import KILL, HostdConfig
+from hostd.drivers.ports import Guard, GuestLinks
+from hostd.fencing import Fence
+from hostd.guard import boottime_ms
 from hostd.intake import Intake
 from hostd.inventory import read_boot_id, read_capacity, read_labels
 from hostd.orders import Orders
@@ -61,6 +63,7 @@ class Parts:
     orders: Orders
     drivers: Drivers
     links: GuestLinks
+    guard: Guard
     images: "TaggedImages"
     sources: "HeldSources"
     sourcing: Sourcing
@@ -121,6 +124,7 @@ class _Daemon:
         self._reconciler = Reconciler(parts.orders, parts.drivers, applier, sessions, now_ms, bridge=interface)
         self._publisher = Publisher(host_id, parts.store, parts.orders, self._reconciler, parts.accelerator)
         self._intake = Intake(host_id, self._publisher.recall, self._mirror, parts.orders, self._reconciler)
+        self._fence = self._raise_fence() if config.fencing == KILL else None
         self._reconciler.on_pass(self._tell)
         self._registration.on_registered(self._on_registered)
         parts.drivers.hypervisor.on_change(self._reconciler.nudge)
@@ -155,6 +159,7 @@ class _Daemon:
             follow_revocations(self._parts.store, self.revocations),
             self._renewal.run(),
             self._refresh(address),
+            *([self._fence.run(), self._intake.settle(self._fence.orders_read)] if self._fence else ()),
         ]
 
     async def describe(self, address: str) -> HostRecord:
@@ -171,7 +176,15 @@ class _Daemon:
             network_modes=(NetworkMode.NONE, NetworkMode.CLOSED),
             version=version("bedplate"),
             registered_at_ms=0,
+            is_fenced=config.fencing == KILL,
         )
+
+    def _raise_fence(self) -> Fence:
+        hypervisor = self._parts.drivers.hypervisor
+        fence = Fence(self._parts.orders, hypervisor, self._parts.guard, boottime_ms, self._reconciler.nudge)
+        self._reconciler.obey(fence)
+        self._registration.on_renewed(fence.lease_renewed)
+        return fence
 
     async def _publish(self) -> None:
         # What an earlier hostd has published goes only when the orders are known.
@@ -179,7 +192,12 @@ class _Daemon:
         await self._publisher.run(self._registration.fence)
 
     def _on_registered(self) -> None:
-        self._intake.registered.set()
+        if self._fence is not None:
+            self._fence.lease_taken()
+        else:
+            # Only now: until the record says that these VMs are kept, they may be placed elsewhere.
+            self._parts.guard.disarm()
+        self._intake.note_registered()
         self._publisher.nudge()
 
     def _on_progress(self) -> None:

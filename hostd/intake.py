@@ -2,6 +2,7 @@
 
 waiting -- registered, and what an earlier hostd has published is read --> taking
 
+After each lease it also tells when all is taken that was ordered before (`settle`): only then may paused VMs run on.
 So a machine that only bears another's name takes no order of it, and a host that has lost its own state runs no agent again.
 """
 
@@ -42,7 +43,13 @@ class Intake:
         self._reconciler = reconciler
         self._vanished: frozenset[SandboxId] = frozenset()
         self._told: Mapping[SandboxId, SandboxStatus | None] = {}
+        self._renewed = asyncio.Event()
         self.registered, self.has_taken = asyncio.Event(), asyncio.Event()
+
+    def note_registered(self) -> None:
+        """A new lease stands."""
+        self.registered.set()
+        self._renewed.set()
 
     async def run(self) -> None:
         """Follows the mirror until cancelled, from the moment `registered` is set; sets `has_taken` after its first look."""
@@ -57,6 +64,25 @@ class Intake:
                 async with asyncio.timeout(LOOK_INTERVAL_S):
                     await changed.wait()
 
+    async def settle(self, settled: Callable[[], None]) -> None:
+        """Calls `settled` after each lease, once all that was ordered before it is taken; until cancelled."""
+        while True:
+            await self._renewed.wait()
+            self._renewed.clear()
+            await self.has_taken.wait()
+            try:
+                await self._mirror.catch_up()
+            except BedplateError as error:
+                log.warning("orders.unread", code=error.code, error=error.message)
+                self._renewed.set()
+            else:
+                # A new lease meanwhile has orders of its own to wait for.
+                if not self._renewed.is_set() and self._take():
+                    settled()
+                    continue
+                self._renewed.set()
+            await asyncio.sleep(RETRY_S)
+
     async def _read_told(self) -> Mapping[SandboxId, SandboxStatus | None]:
         while True:
             try:
@@ -65,8 +91,9 @@ class Intake:
                 log.warning("status.unread", code=error.code, error=error.message)
                 await asyncio.sleep(RETRY_S)
 
-    def _take(self) -> None:
-        wanted = self._read()
+    def _take(self) -> bool:
+        """Whether no sandbox that was known before is left with an order of yesterday."""
+        wanted, known = self._read(), frozenset(self._orders.orders)
         for sandbox_id, order in wanted.items():
             if self._orders.orders.get(sandbox_id) != order:
                 self._accept(order)
@@ -79,6 +106,7 @@ class Intake:
             elif sandbox_id not in self._vanished:
                 log.warning("order.vanished", sandbox_id=sandbox_id)
         self._vanished = gone & frozenset(self._orders.orders)
+        return all(self._orders.orders.get(id_) == wanted[id_] for id_ in known & wanted.keys())
 
     def _forget(self, sandbox_id: SandboxId) -> None:
         try:

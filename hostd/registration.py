@@ -5,7 +5,6 @@ away -- lease granted, both keys put --> registered -- lease lost --> away
 The proof of life is also the fence of the record and of every status: a hostd whose lease ended changes neither any more.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from fleet.model.ids import HostId
 from fleet.store.keyspace import alive_key, host_key
 from fleet.store.lease import LeaseKeeper
 from fleet.store.port import KeyValue, Put, Store, Unmoved
-from hostd.clock import now_ms
+from hostd.clock import boottime_s, now_ms
 
 # Long enough for an election of etcd's leader, short enough that a dead host is known within seconds.
 LEASE_TTL_S = 15.0
@@ -29,17 +28,16 @@ log = structlog.get_logger()
 class Registration:
     """One host's place in the store."""
 
-    def __init__(
-        self, store: Store, host_id: HostId, boot_id: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, store: Store, host_id: HostId, boot_id: str, clock: Callable[[], float] = boottime_s) -> None:
         self._store = store
         self._host_id = host_id
         self._boot_id = boot_id
-        self._keeper = LeaseKeeper(store, LEASE_TTL_S, self._register, clock)
+        self._keeper = LeaseKeeper(store, LEASE_TTL_S, self._register, clock, on_sure=self._on_sure)
         self._record: HostRecord | None = None
         self._stored: HostRecord | None = None
         self._revision = 0
         self._registered: Callable[[], None] = lambda: None
+        self._renewed: Callable[[int], None] = lambda _until_ms: None
 
     def fence(self) -> Unmoved | None:
         """The condition that this host still holds its lease; None while it does not."""
@@ -50,6 +48,10 @@ class Registration:
     def on_registered(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever a lease was taken."""
         self._registered = listener
+
+    def on_renewed(self, listener: Callable[[int], None]) -> None:
+        """Call `listener` with the moment, in milliseconds of the clock, until which the host is sure of its lease."""
+        self._renewed = listener
 
     async def run(self, record: HostRecord) -> None:
         """Registers `record` and keeps it alive until cancelled."""
@@ -64,6 +66,9 @@ class Registration:
             committed = await self._store.transact([held], [Put(host_key(self._host_id), encode(self._record))])
             self._stored = self._record if committed.is_committed else None
             log.info("host.updated", host_id=self._host_id, is_committed=committed.is_committed)
+
+    def _on_sure(self, until_s: float) -> None:
+        self._renewed(int(until_s * 1000))
 
     async def _register(self, lease_id: int) -> None:
         assert self._record is not None

@@ -60,7 +60,10 @@ class HostImage:
 
 @dataclass(frozen=True, slots=True)
 class HostRecord:
-    """A host's registration; it stays when the host is away."""
+    """A host's registration; it stays when the host is away.
+
+    `is_fenced`: it ends its VMs by itself when it cannot renew its lease, so that its sandboxes may be placed anew.
+    """
 
     host_id: HostId
     address: str
@@ -76,6 +79,7 @@ class HostRecord:
     gpus: tuple[Gpu, ...] = ()
     numa_nodes: tuple[NumaNode, ...] = ()
     taints: tuple[Label, ...] = ()
+    is_fenced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

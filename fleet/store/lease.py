@@ -29,7 +29,10 @@ class Pause(Protocol):
 
 
 class LeaseKeeper:
-    """One lease at a time: granted, handed to `on_granted` (which puts the keys under it), renewed; a new one when it is lost."""
+    """One lease at a time: granted, handed to `on_granted` (which puts the keys under it), renewed; a new one when it is lost.
+
+    `on_sure` is told until when, by `clock`, the lease with its keys is alive for sure, whenever that moves.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,8 @@ class LeaseKeeper:
         on_granted: Callable[[int], Awaitable[None]],
         clock: Callable[[], float],
         pause: Pause = asyncio.sleep,
+        *,
+        on_sure: Callable[[float], None] = lambda _until_s: None,
     ) -> None:
         self._store = store
         self._ttl_s = ttl_s
@@ -45,6 +50,7 @@ class LeaseKeeper:
         self._on_granted = on_granted
         self._clock = clock
         self._pause = pause
+        self._on_sure = on_sure
         self._lease_id = 0
         self._sure_until_s = 0.0
 
@@ -70,6 +76,7 @@ class LeaseKeeper:
         lease_id = await self._store.grant_lease(self._ttl_s)
         self._lease_id, self._sure_until_s = lease_id, asked_at_s + self._ttl_s
         await self._on_granted(lease_id)
+        self._on_sure(self._sure_until_s)
         while await self._renew(lease_id):
             await self._pause(self._ttl_s / RENEWALS_PER_TTL)
         log.warning("lease.lost", lease_id=lease_id)
@@ -86,6 +93,8 @@ class LeaseKeeper:
                 await self._pause(self._retry_s)
                 continue
             self._sure_until_s = asked_at_s + left_s
+            if left_s > 0:
+                self._on_sure(self._sure_until_s)
             return left_s > 0
 
     async def _revoke(self) -> None:

@@ -77,6 +77,13 @@ class Mirror:
             message = f"the store's revision {revision} was not seen within {timeout_s:.0f} s"
             raise UnavailableError("store_behind", message, "try again") from error
 
+    async def catch_up(self) -> None:
+        """Returns when all that was put under `prefix` before this call is seen; raises StoreUnavailableError."""
+        listing = await self._store.list_prefix(self._prefix)
+        newest = max((entry.mod_revision for entry in listing.entries), default=0)
+        while self.revision < newest or not self.is_fresh:
+            await self.changed().wait()
+
     async def run(self) -> None:
         """Follows the store until cancelled; while the store is away the last state stays and `is_fresh` is False."""
         failures = 0

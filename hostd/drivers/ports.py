@@ -33,8 +33,17 @@ class Hypervisor(Protocol):
     async def ensure_domain(self, machine: Machine) -> None:
         """Start the domain, limits in place before its first instruction; let a paused one run on; leave any other as it is."""
 
+    async def pause_domain(self, sandbox_id: SandboxId) -> None:
+        """Stop the domain's CPUs where they are; one that does not run, or does not exist, is left as it is."""
+
     async def remove_domain(self, sandbox_id: SandboxId) -> None:
-        """End the domain at once and forget it; when none exists nothing happens."""
+        """End the domain at once, a paused one too, and forget it; when none exists nothing happens."""
+
+    def set_gate(self, may_run: Callable[[], bool]) -> None:
+        """Ask `may_run`, from any thread, right before a domain's first instruction and before one runs on.
+
+        A domain that may not is there, paused; ensure_domain raises nothing and lets it run on another time.
+        """
 
     async def measure(self) -> Mapping[SandboxId, VmUse]:
         """What every VM uses now; one that ends meanwhile is left out."""
@@ -44,6 +53,22 @@ class Hypervisor(Protocol):
 
     async def close(self) -> None:
         """Let go of the connection; domains run on."""
+
+
+class Guard(Protocol):
+    """What ends this host's VMs when hostd has not moved their deadline: it outlives hostd, and does not ask it."""
+
+    def arm(self, deadline_ms: int) -> None:
+        """Move the deadline, in milliseconds since the machine booted, and see to it that somebody keeps it.
+
+        Raises HostFaultError `guard_unarmed` when it cannot be moved: the old one then stands.
+        """
+
+    def disarm(self) -> None:
+        """Without a deadline VMs run on; raises HostFaultError `guard_unarmed`."""
+
+    def armed_until_ms(self) -> int | None:
+        """The deadline as it was written last in this boot, by whichever hostd; None where there is none to be read."""
 
 
 class Network(Protocol):

@@ -22,7 +22,10 @@ class Faults(Protocol):
     """What goes wrong and when; a simulation brings its own."""
 
     def strike(self, step: str, subject: str) -> None:
-        """Raise HostFaultError when this step shall fail now. Steps: bridge rules tap domain domain_reply scratch link."""
+        """Raise HostFaultError when this step shall fail now.
+
+        Steps: bridge rules tap domain domain_reply pause scratch link guard.
+        """
 
 
 class PlannedFaults:
@@ -125,6 +128,7 @@ class SimulatedHypervisor:
         self._faults = faults or PlannedFaults()
         self._nudges: list[Callable[[], None]] = []
         self._watchers: list[Callable[[SandboxId], None]] = []
+        self._may_run: Callable[[], bool] = lambda: True
         self.domains: dict[SandboxId, SimulatedDomain] = {}
         self.starts: dict[SandboxId, int] = {}
 
@@ -140,13 +144,20 @@ class SimulatedHypervisor:
         """Start the domain, or let a paused one run on; the fault `domain_reply` strikes after it has started."""
         self._faults.strike("domain", machine.sandbox_id)
         if machine.sandbox_id in self.domains:
-            if self.domains[machine.sandbox_id].state is DomainState.PAUSED:
+            if self.domains[machine.sandbox_id].state is DomainState.PAUSED and self._may_run():
                 self.set_state(machine.sandbox_id, DomainState.RUNNING)
             return
-        self.domains[machine.sandbox_id] = SimulatedDomain(machine)
+        state = DomainState.RUNNING if self._may_run() else DomainState.PAUSED
+        self.domains[machine.sandbox_id] = SimulatedDomain(machine, state)
         self.starts[machine.sandbox_id] = self.starts.get(machine.sandbox_id, 0) + 1
         self._tell(machine.sandbox_id)
         self._faults.strike("domain_reply", machine.sandbox_id)
+
+    async def pause_domain(self, sandbox_id: SandboxId) -> None:
+        """Pause the domain, if it runs."""
+        self._faults.strike("pause", sandbox_id)
+        if sandbox_id in self.domains and self.domains[sandbox_id].state is DomainState.RUNNING:
+            self.set_state(sandbox_id, DomainState.PAUSED)
 
     async def remove_domain(self, sandbox_id: SandboxId) -> None:
         """End and forget the domain."""
@@ -158,13 +169,24 @@ class SimulatedHypervisor:
         """No VM takes any CPU, and each has all of its guest's memory."""
         return {sandbox_id: VmUse(0, domain.machine.memory_mib) for sandbox_id, domain in self.domains.items()}
 
+    def set_gate(self, may_run: Callable[[], bool]) -> None:
+        """Ask `may_run` before a domain runs, until close."""
+        self._may_run = may_run
+
     def on_change(self, nudge: Callable[[], None]) -> None:
         """Call `nudge` whenever a domain changes, until close."""
         self._nudges.append(nudge)
 
     async def close(self) -> None:
-        """Forget whom to nudge; domains run on."""
+        """Forget whom to nudge and ask; domains run on."""
         self._nudges.clear()
+        self._may_run = lambda: True
+
+    def kill_all(self) -> None:
+        """What the guard does: every domain ends, without hostd."""
+        for sandbox_id in tuple(self.domains):
+            del self.domains[sandbox_id]
+            self._tell(sandbox_id)
 
     def set_state(self, sandbox_id: SandboxId, state: DomainState) -> None:
         """What happens without hostd: a guest powers off or crashes (DEAD), an operator pauses it (PAUSED)."""
@@ -181,6 +203,43 @@ class SimulatedHypervisor:
             watcher(sandbox_id)
         for nudge in tuple(self._nudges):
             nudge()
+
+
+class SimulatedGuard:
+    """The guard of a machine room, which outlives hostd: whoever drives the clock calls `look` as the real one looks."""
+
+    def __init__(
+        self, hypervisor: SimulatedHypervisor, now_ms: Callable[[], int], faults: Faults | None = None
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._now_ms = now_ms
+        self._faults = faults or PlannedFaults()
+        self._deadline_ms: int | None = None
+
+    def arm(self, deadline_ms: int) -> None:
+        """Move the deadline."""
+        self._faults.strike("guard", "guard")
+        self._deadline_ms = deadline_ms
+
+    def disarm(self) -> None:
+        """VMs run on."""
+        self._faults.strike("guard", "guard")
+        self._deadline_ms = None
+
+    def armed_until_ms(self) -> int | None:
+        """The deadline."""
+        return self._deadline_ms
+
+    def forget(self) -> None:
+        """The machine boots anew: no deadline of the time before counts."""
+        self._deadline_ms = None
+
+    def look(self) -> bool:
+        """Ends every domain if the deadline has passed; whether it has."""
+        has_passed = self._deadline_ms is not None and self._now_ms() >= self._deadline_ms
+        if has_passed:
+            self._hypervisor.kill_all()
+        return has_passed
 
 
 @dataclass(slots=True)

@@ -40,6 +40,10 @@ class Step(StrEnum):
     BEGIN_RUN = "begin_run"
 
 
+# Steps that let a VM run: none of them while the fence is shut.
+BEGINNINGS = frozenset({Step.ENSURE_DOMAIN, Step.RESUME_DOMAIN})
+
+
 @dataclass(frozen=True, slots=True)
 class Action:
     """A step for one sandbox; `reason` only with FAIL."""
@@ -51,12 +55,18 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """One sandbox as its order wants it; a sandbox that nothing ordered has no Desired and is removed."""
+    """One sandbox as its order wants it; a sandbox that nothing ordered has no Desired and is removed.
+
+    While the host's fence does not let VMs begin (`may_begin`), none is started and none runs on; what ends still ends.
+    """
 
     order: Assignment
     progress: Progress
     now_ms: int = 0
+    may_begin: bool = True
 
+
+_LIVE = (DomainState.RUNNING, DomainState.PAUSED)
 
 VM_DIED = Reason("vm_died", "the VM ended while its agents ran", "see the console log on the host; submit it again")
 VM_UNSTARTABLE = Reason(
@@ -85,9 +95,10 @@ def is_released(observed: Observed, sandbox_id: SandboxId, *, has_kept_disk: boo
 
 def _end(desired: Desired, observed: Observed, sandbox_id: SandboxId) -> list[Step]:
     order, progress = desired.order, desired.progress
-    is_running = observed.domains.get(sandbox_id) is DomainState.RUNNING
-    if is_running and awaits_poweroff(progress, order.goal, desired.now_ms):
-        return [] if sandbox_id in observed.links else [Step.ATTACH_LINK]
+    state = observed.domains.get(sandbox_id, DomainState.ABSENT)
+    if state in _LIVE and awaits_poweroff(progress, order.goal, desired.now_ms):
+        steps = [Step.RESUME_DOMAIN] if state is DomainState.PAUSED and desired.may_begin else []
+        return steps + ([] if sandbox_id in observed.links else [Step.ATTACH_LINK])
     is_kept = keeps_disk(progress, order.goal)
     steps = _take_down(observed, sandbox_id, keep_scratch=is_kept)
     if is_kept and sandbox_id in observed.scratch_disks and not has_stage(progress, StageName.DISK_KEPT):
@@ -114,15 +125,17 @@ def _take_down(observed: Observed, sandbox_id: SandboxId, *, keep_scratch: bool 
 
 def _bring_up(desired: Desired, observed: Observed, sandbox_id: SandboxId) -> tuple[Action, ...]:
     state = observed.domains.get(sandbox_id, DomainState.ABSENT)
-    if state is DomainState.RUNNING or state is DomainState.PAUSED:
+    if state in _LIVE:
         steps = [] if _has_port(desired, observed) else [Step.ENSURE_PORT]
-        steps += [Step.RESUME_DOMAIN] if state is DomainState.PAUSED else []
+        steps += [Step.RESUME_DOMAIN] if state is DomainState.PAUSED and desired.may_begin else []
         steps += [] if sandbox_id in observed.links else [Step.ATTACH_LINK]
         return tuple(Action(step, sandbox_id) for step in steps)
     if desired.progress.is_configured:
         return (Action(Step.FAIL, sandbox_id, VM_DIED),)
     if desired.progress.starts >= STARTS_MAX:
         return (Action(Step.FAIL, sandbox_id, VM_UNSTARTABLE),)
+    if not desired.may_begin:
+        return ()
     is_continued = desired.progress.is_continued
     if is_continued and sandbox_id not in observed.scratch_disks:
         return (Action(Step.FAIL, sandbox_id, DISK_LOST),)

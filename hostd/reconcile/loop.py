@@ -19,7 +19,8 @@ from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Goal, NetworkMode, Reason, SandboxStatus, StageName
 from hostd.orders import Orders
 from hostd.reconcile.apply import Applier, Drivers
-from hostd.reconcile.diff import Action, Desired, Step, diff, is_released
+from hostd.reconcile.diff import BEGINNINGS, Action, Desired, Step, diff, is_released
+from hostd.reconcile.fence import FenceView, NoFence
 from hostd.reconcile.patience import GUEST_SILENT, SILENCE_S_MAX
 from hostd.reconcile.progress import begin, fail, is_over, is_run_due, keeps_disk, reach_stage, stop
 from hostd.reconcile.session import Sessions
@@ -89,11 +90,16 @@ class Reconciler:
         self._trouble: dict[SandboxId, _Trouble] = {}
         self._stopping_since_s: dict[SandboxId, float] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._fence: FenceView = NoFence()
         self.observed: Observed | None = None
 
     def nudge(self) -> None:
         """Look again soon."""
         self._nudged.set()
+
+    def obey(self, fence: FenceView) -> None:
+        """From now on no VM begins that `fence` does not let begin."""
+        self._fence = fence
 
     def on_pass(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every pass and every worker."""
@@ -143,6 +149,8 @@ class Reconciler:
         """One look at everything; raises the BedplateError of a driver that cannot look."""
         busy_before = frozenset(self._busy)
         observed = await self._observe()
+        # What the fence has ended did not die by itself.
+        self._fence.look()
         self.observed, self._unseen = observed, set(busy_before)
         # What a worker changed while the drivers looked may have been seen before or after: it waits for the next pass.
         for sandbox_id in sorted((observed.sandbox_ids() | frozenset(self._orders.orders)) - busy_before):
@@ -176,6 +184,8 @@ class Reconciler:
                     if self._orders.orders.get(sandbox_id) != order:
                         # Decided for an order that is none any more: the next pass decides again.
                         break
+                    if action.step in BEGINNINGS and not self._fence.may_begin():
+                        break
                     await self._applier.apply(action)
                     done.append(str(action.step))
             self._trouble.pop(sandbox_id, None)
@@ -201,7 +211,9 @@ class Reconciler:
 
     def _desired(self, sandbox_id: SandboxId) -> Desired | None:
         order, progress = self._orders.orders.get(sandbox_id), self._orders.progress.get(sandbox_id)
-        return Desired(order, progress, self._now_ms()) if order is not None and progress is not None else None
+        if order is None or progress is None:
+            return None
+        return Desired(order, progress, self._now_ms(), self._fence.may_begin())
 
     def _is_down(self, sandbox_id: SandboxId, observed: Observed) -> bool:
         desired = self._desired(sandbox_id)

@@ -8,11 +8,13 @@ To be run in private mount, network and process namespaces (`./dev private`): it
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,9 +90,15 @@ class EmbeddedFleet:
     def stop(self) -> None:
         """Ends everything that still runs; without VMs the host's network goes too."""
         self.stop_control_plane()
+        self._end_guard()
         run_hostd(self.folder, "retire", check=False)
         self.libvirt.stop()
         self.etcd.stop()
+
+    def _end_guard(self) -> None:
+        """Ends what would kill VMs that nobody keeps any more: it outlives hostd on purpose."""
+        with suppress(OSError, ValueError):
+            os.kill(int((self.folder / "run" / "guard" / "lock").read_text()), signal.SIGKILL)
 
 
 def start_fleet(folder: Path, settings: FleetSettings, progress: Callable[[str], None]) -> EmbeddedFleet:

@@ -15,6 +15,8 @@ from provisioning.embedded.libvirt import CGROUPS, LIBVIRT_URI
 from provisioning.embedded.pki import tls_files
 
 LOOK_TIMEOUT_S = 30.0
+# The folder of hostd's guard below its run_dir.
+GUARD = "guard"
 # A sandbox's id, or a name made of it.
 _SANDBOX_ID = re.compile(r'"sandbox_id": "([a-z2-7]{12})"')
 _OURS = re.compile(r"\b(?:bp-)?[a-z2-7]{12}\b")
@@ -36,7 +38,8 @@ def find_leaks(folder: Path, endpoint: str) -> dict[str, list[str]]:
         "chains": _find_chains(),
         "disks": _names(folder.glob("state/scratch/*.raw*")),
         "folders": _names([*folder.glob("state/sandboxes/*"), *folder.glob("state/orders/*")]),
-        "sockets": _names(folder.glob("run/*")),
+        # The guard's file is the host's, not a sandbox's.
+        "sockets": [name for name in _names(folder.glob("run/*")) if name != GUARD],
         "consoles": _names(folder.glob("log/*")),
         "leases": [key for key in keys if key.startswith((ALIVE, LEADER))],
         "reservations": [key for key, value in values.items() if key.startswith(RESERVATIONS) and value],

@@ -175,6 +175,7 @@ class HostRecord(_message.Message):
     GPUS_FIELD_NUMBER: _builtins.int
     NUMA_NODES_FIELD_NUMBER: _builtins.int
     TAINTS_FIELD_NUMBER: _builtins.int
+    IS_FENCED_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     address: _builtins.str
     """where its hostd serves gRPC, "ip:port" """
@@ -184,6 +185,8 @@ class HostRecord(_message.Message):
     registered_at_ms: _builtins.int
     vcpu_overcommit_milli: _builtins.int
     """vCPUs promised for each of capacity's, in thousandths; 0: 1000"""
+    is_fenced: _builtins.bool
+    """ends its VMs when it cannot renew its lease: its sandboxes may be placed anew when it is lost"""
     @_builtins.property
     def capacity(self) -> Global___Capacity: ...
     @_builtins.property
@@ -217,10 +220,11 @@ class HostRecord(_message.Message):
         gpus: _abc.Iterable[Global___Gpu] | None = ...,
         numa_nodes: _abc.Iterable[Global___NumaNode] | None = ...,
         taints: _abc.Iterable[_sandbox_pb2.Label] | None = ...,
+        is_fenced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "capacity", b"capacity", "gpus", b"gpus", "host_id", b"host_id", "images", b"images", "labels", b"labels", "network_modes", b"network_modes", "numa_nodes", b"numa_nodes", "registered_at_ms", b"registered_at_ms", "taints", b"taints", "vcpu_overcommit_milli", b"vcpu_overcommit_milli", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "capacity", b"capacity", "gpus", b"gpus", "host_id", b"host_id", "images", b"images", "is_fenced", b"is_fenced", "labels", b"labels", "network_modes", b"network_modes", "numa_nodes", b"numa_nodes", "registered_at_ms", b"registered_at_ms", "taints", b"taints", "vcpu_overcommit_milli", b"vcpu_overcommit_milli", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,8 +9,9 @@ import asyncio
 import contextvars
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import libvirt
@@ -49,6 +50,7 @@ class LibvirtHypervisor:
         self._probe = probe
         self._connection: Any = None
         self._nudges: list[Callable[[], None]] = []
+        self._may_run: Callable[[], bool] = lambda: True
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="libvirt")
 
     async def probe_accelerator(self) -> tuple[Accelerator, str]:
@@ -65,6 +67,11 @@ class LibvirtHypervisor:
         start = functools.partial(self._start, machine.sandbox_id, xml, memory_limit_kib(machine))
         await self._call("domain_failed", f"domain {domain_name(machine.sandbox_id)}", start)
 
+    async def pause_domain(self, sandbox_id: SandboxId) -> None:
+        """Stop the domain's CPUs, if they run; raises HostFaultError `domain_unpaused`."""
+        subject = f"domain {domain_name(sandbox_id)}"
+        await self._call("domain_unpaused", subject, functools.partial(self._suspend, sandbox_id))
+
     async def remove_domain(self, sandbox_id: SandboxId) -> None:
         """End the domain at once; raises HostFaultError `domain_unremoved`."""
         subject = f"domain {domain_name(sandbox_id)}"
@@ -73,6 +80,10 @@ class LibvirtHypervisor:
     async def measure(self) -> Mapping[SandboxId, VmUse]:
         """What every VM uses now; raises HostFaultError `domains_unmeasured`."""
         return await self._call("domains_unmeasured", "the domains", self._measure_all)
+
+    def set_gate(self, may_run: Callable[[], bool]) -> None:
+        """Ask `may_run`, on libvirt's thread, right before a domain runs."""
+        self._may_run = may_run
 
     def on_change(self, nudge: Callable[[], None]) -> None:
         """Call `nudge` in this event loop whenever a domain's state may have changed."""
@@ -87,6 +98,8 @@ class LibvirtHypervisor:
     async def _call(self, code: str, subject: str, function: Callable[[], T]) -> T:
         context = contextvars.copy_context()
         running = asyncio.get_running_loop().run_in_executor(self._pool, context.run, function)
+        # Whoever is cancelled hears no more of it, and nobody else need.
+        running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 return await asyncio.shield(running)
@@ -128,17 +141,21 @@ class LibvirtHypervisor:
         if _state(domain) is DomainState.PAUSED:
             # Whoever was interrupted here is followed by the next pass: a guest never runs without its limit.
             domain.setMemoryParameters({"hard_limit": limit_kib}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-            domain.resume()
+            # Last: a start takes up to a minute, and the lease may have ended meanwhile.
+            if self._may_run():
+                domain.resume()
+
+    def _suspend(self, sandbox_id: SandboxId) -> None:
+        domain = _find(self._connect(), sandbox_id)
+        if domain is not None and _state(domain) is DomainState.RUNNING:
+            with _ended_meanwhile():
+                domain.suspend()
 
     def _remove(self, sandbox_id: SandboxId) -> None:
         domain = _find(self._connect(), sandbox_id)
-        try:
-            if domain is not None:
+        if domain is not None:
+            with _ended_meanwhile():
                 domain.destroy()
-        except libvirt.libvirtError as error:
-            # It ended by itself in between.
-            if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                raise
 
     def _connect(self) -> Any:
         if self._connection is not None and self._connection.isAlive():
@@ -167,6 +184,16 @@ def _find(connection: Any, sandbox_id: SandboxId) -> Any:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
         raise
+
+
+@contextmanager
+def _ended_meanwhile() -> Iterator[None]:
+    """Within it a domain may have ended by itself: that is no error."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            raise
 
 
 def _state(domain: Any) -> DomainState:

@@ -122,6 +122,32 @@ async def test_a_removed_domain_is_forgotten(hypervisor: Hypervisor, machine: Ma
     assert await hypervisor.list_domains() == {B: DomainState.RUNNING}
 
 
+async def test_a_paused_domain_runs_on_when_it_is_ensured(hypervisor: Hypervisor, machine: Machine) -> None:
+    """Pausing may be repeated and needs no domain; ensuring it lets it run on, and removal ends it paused as well."""
+    await hypervisor.pause_domain(A)
+    await hypervisor.ensure_domain(machine)
+    for _ in range(2):
+        await hypervisor.pause_domain(A)
+        assert await hypervisor.list_domains() == {A: DomainState.PAUSED}
+    await hypervisor.ensure_domain(machine)
+    assert await hypervisor.list_domains() == {A: DomainState.RUNNING}
+    await hypervisor.pause_domain(A)
+    await hypervisor.remove_domain(A)
+    assert await hypervisor.list_domains() == {}
+
+
+async def test_no_domain_runs_past_a_shut_gate(hypervisor: Hypervisor, machine: Machine) -> None:
+    """What begins or would run on while the gate is shut is there, paused, and runs once it is open."""
+    is_open = False
+    hypervisor.set_gate(lambda: is_open)
+    for _ in range(2):
+        await hypervisor.ensure_domain(machine)
+        assert await hypervisor.list_domains() == {A: DomainState.PAUSED}
+    is_open = True
+    await hypervisor.ensure_domain(machine)
+    assert await hypervisor.list_domains() == {A: DomainState.RUNNING}
+
+
 async def test_what_runs_is_measured(hypervisor: Hypervisor, machine: Machine) -> None:
     """Every VM and nothing else, each with the memory that it holds."""
     assert await hypervisor.measure() == {}

@@ -17,7 +17,14 @@ from fleet.store.port import Store
 from hostd.config import HostdConfig
 from hostd.daemon import Parts, run_daemon
 from hostd.drivers.image import ImageStore, SourceStore
-from hostd.drivers.simulated import SimulatedDisks, SimulatedHypervisor, SimulatedLinks, SimulatedNetwork
+from hostd.drivers.simulated import (
+    SimulatedDisks,
+    SimulatedGuard,
+    SimulatedHypervisor,
+    SimulatedLinks,
+    SimulatedNetwork,
+)
+from hostd.guard import boottime_ms
 from hostd.orders import Orders
 from hostd.reconcile.apply import Drivers
 from hostd.room import Room
@@ -49,7 +56,8 @@ async def running_hostd(
     links, sourcing = SimulatedLinks(hypervisor), Sourcing(host_id, store, sources, tls, room)
     drivers = Drivers(hypervisor, SimulatedNetwork(), SimulatedDisks(), images, sourcing)
     stop = asyncio.Event()
-    chosen = (drivers, links, images, sources, sourcing, room, Accelerator.SIMULATED, "")
+    guard = SimulatedGuard(hypervisor, boottime_ms)
+    chosen = (drivers, links, guard, images, sources, sourcing, room, Accelerator.SIMULATED, "")
     daemon = asyncio.create_task(run_daemon(Parts(config, store, orders, *chosen), stop))
     try:
         async with open_channel(address, tls, host_server_name(host_id)) as channel:
