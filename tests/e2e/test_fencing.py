@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -25,10 +26,9 @@ for number in range({COUNT}):
 COUNTED = "".join(f"line {number}\n" for number in range(COUNT))
 
 
-def domain_state(tenant: Tenant, name: str) -> str:
+def domain_state(sandbox_id: str) -> str:
     """What libvirt says of the sandbox's domain, without hostd; empty when there is none."""
-    domain = f"bp-{tenant.status(name)['sandbox_id']}"
-    arguments = ["virsh", "--connect", LIBVIRT_URI, "domstate", domain]
+    arguments = ["virsh", "--connect", LIBVIRT_URI, "domstate", f"bp-{sandbox_id}"]
     return subprocess.run(arguments, capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -58,9 +58,10 @@ def test_a_store_that_is_back_in_time_costs_a_pause(tenant: Tenant, fleet: Embed
     folder = tenant.write_project("pauses", ["python3", "count.py"], {"count.py": COUNTER})
     with tenant.start("up", str(folder)) as up:
         up.until_printed("line 5\n")
+        sandbox_id = tenant.status("pauses")["sandbox_id"]
         with without_etcd(fleet):
-            wait_until(lambda: domain_state(tenant, "pauses"), lambda state: state == "paused")
-        wait_until(lambda: domain_state(tenant, "pauses"), lambda state: state == "running")
+            wait_until(lambda: domain_state(sandbox_id), lambda state: state == "paused")
+        wait_until(lambda: domain_state(sandbox_id), lambda state: state == "running")
         done = up.wait()
     assert (done.code, done.out) == (0, COUNTED), done
     tenant.destroy("pauses")
@@ -105,4 +106,4 @@ def test_a_guard_that_is_killed_is_followed(fleet: EmbeddedFleet) -> None:
     before = int(lock.read_text())
     os.kill(before, signal.SIGKILL)
     after = wait_until(lambda: lock.read_text().strip(), lambda text: text not in ("", str(before)))
-    assert "hostd.guard" in (fleet.folder / f"/proc/{after}/cmdline").read_text()
+    assert "hostd.guard" in Path(f"/proc/{after}/cmdline").read_text()
