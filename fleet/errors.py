@@ -42,5 +42,9 @@ class UnavailableError(BedplateError):
     """A peer, the store or a host cannot be reached now: try again later."""
 
 
+class ExhaustedError(UnavailableError):
+    """A limit is reached; the message names it. Nothing was done, so the same may be asked again, later or for less."""
+
+
 class HostFaultError(BedplateError):
     """A host failed at a step: `code` names the step, the message names the subject."""

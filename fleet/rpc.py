@@ -16,6 +16,7 @@ import grpc
 from fleet.errors import (
     BedplateError,
     ConflictError,
+    ExhaustedError,
     HostFaultError,
     InvalidSpecError,
     NotFoundError,
@@ -54,6 +55,7 @@ STATUS = (
     (NotPermittedError, grpc.StatusCode.PERMISSION_DENIED),
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
     (ConflictError, grpc.StatusCode.ALREADY_EXISTS),
+    (ExhaustedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (HostFaultError, grpc.StatusCode.FAILED_PRECONDITION),
 )

@@ -35,6 +35,7 @@ from fleet.store.revoked import follow_revocations
 from fleet.telemetry import configure_logging
 from scheduler.api.channels import HostChannels
 from scheduler.api.content import ContentService
+from scheduler.api.creations import Creations
 from scheduler.api.enrolment import EnrolmentService, JoinService
 from scheduler.api.events import EventService
 from scheduler.api.execs import ExecService
@@ -50,7 +51,9 @@ from scheduler.api.secret_values import SecretService
 from scheduler.api.usage import UsageService
 from scheduler.cycle import Cycle
 from scheduler.issuer import EnrolmentConfig, Issuer
+from scheduler.quotas import Quotas
 from scheduler.state import FleetState
+from scheduler.submissions import Submissions
 
 # Another scheduler takes over this long after a leader has died, and half a second more: so often etcd looks for ended leases.
 # The least that etcd grants: one and a half of its election timeout, 1 s by default, in whole seconds.
@@ -69,6 +72,13 @@ _EPILOG = """example of a configuration:
   [enrolment]                    # only where hosts shall join by token
   listen = "10.0.0.1:7444"
   ca_key = "/etc/bedplate/ca.key"
+
+  [limits]                       # each may be left out
+  sandboxes_per_tenant = 5000
+  writes_at_once = 5000          # of one caller
+  writes_per_s = 200             # of one caller
+  submissions_max = 10000        # creations that wait to be placed
+  cycles_kept_s = 3600           # how long a decision can be recomputed
 """
 
 log = structlog.get_logger()
@@ -84,6 +94,7 @@ class Config:
     name: str = field(default_factory=platform.node)
     log_level: str = "info"
     enrolment: EnrolmentConfig | None = None
+    limits: Quotas = field(default_factory=Quotas)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,16 +129,21 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     channels = HostChannels(config.tls)
     election = Election(store, LEADER, config.name, LEADER_TTL_S, time.monotonic)
     election.on_won(mirror.wake)
-    cycle = Cycle(store, state, election.fence, _now_ms)
+    submissions = Submissions(config.limits.submissions_max)
+    cycle = Cycle(
+        store, state, election.fence, _now_ms, submissions=submissions, quotas=config.limits, leader=config.name
+    )
 
-    writes, health = WriteLimit(time.monotonic), health_service.aio.HealthServicer()
+    writes, health = WriteLimit(time.monotonic, config.limits), health_service.aio.HealthServicer()
+    creations = Creations(store, state, _now_ms, writes, submissions=submissions, quotas=config.limits)
     report = HealthReport(state, health, sorted({method.split("/")[0] for method in PERMISSIONS}))
     revocations = Revocations()
     issuer = Issuer(config.enrolment, config.tls, _now) if config.enrolment else None
     enrolment = EnrolmentService(store, Revoker(store, state, _now_ms), config.tls, issuer, _now_ms)
 
     def register(server: grpc.aio.Server) -> None:
-        sandbox_grpc.add_SandboxServiceServicer_to_server(SandboxService(store, state, _now_ms, writes), server)
+        sandboxes = SandboxService(store, state, _now_ms, writes, creations)
+        sandbox_grpc.add_SandboxServiceServicer_to_server(sandboxes, server)
         sandbox_grpc.add_OutputServiceServicer_to_server(OutputService(state, channels), server)
         sandbox_grpc.add_ExecServiceServicer_to_server(ExecService(state, channels), server)
         sandbox_grpc.add_SecretServiceServicer_to_server(SecretService(state, channels, writes), server)

@@ -3,8 +3,10 @@
 A lost race is no error: the caller looks again and decides again. With a placement, a new refusal and a removal goes its event.
 What is written under which condition:
 
-    placement   record, id, reservation,
-                assignment unmoved      -> assignment, id (again), reservation, no refusal; a further run's likewise
+    placement   record, id, reservation, cordon,
+                alive, assignment unmoved -> assignment, id (again), reservation, no refusal; a further run's likewise
+    creation    record, id, name, tombstone
+                absent                  -> record, id, name, with its placement or its refusal
     order       record, assignment unmoved      -> assignment
     removal     record, assignment unmoved      -> no record, name, id, assignment, refusal; a tombstone, events that end
     repair      reservation unmoved             -> reservation
@@ -13,15 +15,18 @@ What is written under which condition:
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from fleet.codec import encode
 from fleet.errors import ConflictError
 from fleet.model.assignment import Assignment, Refusal
 from fleet.model.host import Reservation
 from fleet.model.ids import HostId, SandboxId, Tenant
+from fleet.model.sandbox import SandboxRecord
 from fleet.store.keyspace import (
+    alive_key,
     assignment_key,
     cordon_key,
     events_of,
@@ -47,6 +52,8 @@ from scheduler import events
 from scheduler.placement.lifecycle import Dismissal, LifecycleChange, Order, Removal
 from scheduler.placement.plan import Plan
 from scheduler.placement.snapshot import Snapshot, add, growth, reserved
+from scheduler.quotas import CYCLES_KEPT_S
+from scheduler.submissions import Submission
 
 # etcd refuses requests past 1.5 MiB; one value may be VALUE_BYTES_MAX, and a group stays below twice that with its keys.
 GROUP_BYTES_MAX = VALUE_BYTES_MAX
@@ -60,18 +67,24 @@ EVENTS_KEPT_S = 8 * EVENTS_LEASE_DAY_S
 HISTORIES_MAX = 2000
 # A thousand sandboxes that are removed at once are read in a fraction of a second, and the store has other callers.
 READS_AT_ONCE = 32
+NOTHING: Mapping[SandboxId, Submission] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """What stands or falls together: the keys that must not have moved since it was decided, and the writes.
 
-    With a `removal` the writes are not all there yet: `Committer.complete` adds what the sandbox leaves behind.
+    With a `removal` the writes are not all there yet: `Committer.complete` adds what the sandbox leaves behind. `about` is the
+    sandbox of a placement or a refusal.
     """
 
     unmoved: tuple[Unmoved, ...]
     writes: tuple[Write, ...]
     removal: Removal | None = None
+    about: SandboxId | None = None
+
+
+Told = Callable[["Sequence[Change]", Committed], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,33 +99,43 @@ class Departure:
 
 
 class Committer:
-    """The one writer of assignments, reservations, refusals and tombstones."""
+    """The one writer of assignments, reservations, refusals and tombstones; `revision` is that of its last write."""
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float], cycles_kept_s: float = CYCLES_KEPT_S) -> None:
         self._store = store
+        self._cycles = _SharedLease(store, clock, cycles_kept_s, 2 * cycles_kept_s)
+        self.cycle_lease = 0
+        self.revision = 0
         self._tombstones = _SharedLease(store, clock, TOMBSTONE_S, 2 * TOMBSTONE_S)
         self._histories = _SharedLease(store, clock, EVENTS_LEASE_DAY_S, EVENTS_KEPT_S)
         self._kept: dict[Tenant, set[SandboxId]] = {}
         self._kept_under = 0
 
-    async def commit(self, fence: Unmoved, changes: Sequence[Change]) -> Committed:
+    async def prepare(self) -> None:
+        """Sees to it that there is a `cycle_lease`, under which the records of cycles are put."""
+        self.cycle_lease = await self._cycles.current()
+
+    async def commit(self, fence: Unmoved, changes: Sequence[Change], told: Told | None = None) -> Committed:
         """Writes `changes` group by group until one loses its race; tells the last group's outcome, of revision 0 if there is none.
 
-        Later groups may rely on what earlier ones wrote.
+        Later groups may rely on what earlier ones wrote. `told` hears of each group as soon as its outcome is known.
         """
-        written: dict[str, int] = {}
+        written: dict[Unmoved, int] = {}
         outcome = Committed(is_committed=True, revision=0)
         for group in _group(changes):
-            conditions = [
-                Unmoved(key, written.get(key, revision))
-                for key, revision in group.conditions.items()
-                if key != fence.key
-            ]
+            read = [Unmoved(key, revision) for key, revision in group.conditions.items() if key != fence.key]
+            conditions = [Unmoved(one.key, written.get(one, one.mod_revision)) for one in read]
             outcome = await self._transact([fence, *conditions], group.writes)
+            if told is not None:
+                told(group.changes, outcome)
             if not outcome.is_committed:
                 return outcome
-            for write in group.writes:
-                written[write.key] = 0 if isinstance(write, Delete) else outcome.revision
+            self.revision = outcome.revision
+            # Who read a key as this group did may rely on what it wrote there; who read it otherwise has lost.
+            for one in read:
+                write = group.pending.get(one.key)
+                if write is not None:
+                    written[one] = 0 if isinstance(write, Delete) else outcome.revision
         return outcome
 
     async def complete(self, changes: Sequence[Change], now_ms: int) -> list[Change]:
@@ -155,6 +178,7 @@ class Committer:
             # A lease in our writes has ended before its time: the next look takes new ones.
             self._tombstones.forget()
             self._histories.forget()
+            self._cycles.forget()
             raise
 
 
@@ -211,28 +235,64 @@ def repair_changes(snapshot: Snapshot, repairs: Iterable[Reservation]) -> Iterat
         yield Change(unmoved(snapshot, key), (Put(key, encode(reservation)),))
 
 
-def plan_changes(snapshot: Snapshot, plan: Plan) -> Iterator[Change]:
-    """A plan's assignments with the reservations they lead to, and those refusals that say something new."""
+def plan_changes(
+    snapshot: Snapshot, plan: Plan, cycle: str = "", submitted: Mapping[SandboxId, Submission] = NOTHING
+) -> Iterator[Change]:
+    """A plan's assignments with the reservations they lead to, and those refusals that say something new.
+
+    What is `submitted` has no record yet: it is created together with its placement or its refusal.
+    """
     sums = reserved(snapshot)
-    for place, assignment in enumerate(plan.assignments):
+    for place, one in enumerate(plan.assignments):
+        assignment = replace(one, cycle=cycle)
         sums[assignment.host_id] = add(_sum_of(sums, assignment.host_id), growth(snapshot, assignment))
-        yield _place(snapshot, assignment, sums[assignment.host_id], place)
-    for place, refusal in enumerate(plan.refusals, len(plan.assignments)):
+        change = _place(snapshot, assignment, sums[assignment.host_id], 2 * place + 1)
+        yield _created(change, submitted.get(assignment.sandbox_id), 2 * place)
+    for place, told in enumerate(plan.refusals, len(plan.assignments)):
+        refusal, submission = replace(told, cycle=cycle), submitted.get(told.sandbox_id)
         known = snapshot.refusals.get(refusal.sandbox_id)
-        if is_news(refusal, known):
-            key = refusal_key(refusal.sandbox_id)
-            record = snapshot.records[refusal.sandbox_id]
-            writes: list[Write] = [Put(key, encode(refusal))]
-            # Counts move with every sandbox that comes and goes; an event is told when other filters exclude.
-            if events.codes_of(refusal) != events.codes_of(known):
-                writes.append(events.refused(record, refusal, place))
-            keys = (record_key(record.tenant, record.sandbox_id), key)
-            yield Change(unmoved(snapshot, *keys), tuple(writes))
+        if not is_news(refusal, known):
+            continue
+        record = submission.record if submission is not None else snapshot.records[refusal.sandbox_id]
+        keys = (record_key(record.tenant, record.sandbox_id), refusal_key(refusal.sandbox_id))
+        writes: list[Write] = [Put(keys[1], encode(refusal))]
+        # Counts move with every sandbox that comes and goes; an event is told when other filters exclude.
+        if events.codes_of(refusal) != events.codes_of(known):
+            writes.append(events.refused(record, refusal, 2 * place + 1))
+        change = Change(unmoved(snapshot, *keys), tuple(writes), about=record.sandbox_id)
+        yield _created(change, submission, 2 * place)
+
+
+def _created(change: Change, submission: Submission | None, place: int) -> Change:
+    """`change` with the creation of the sandbox that it is about, where that is submitted."""
+    if submission is None:
+        return change
+    creation = creation_of(submission.record, submission.actor, place)
+    # The creation's conditions win: what is there already is never taken for its own. The id is put by both.
+    conditions = {one.key: one for one in (*change.unmoved, *creation.unmoved)}
+    writes = {one.key: one for one in (*creation.writes, *change.writes)}
+    return replace(change, unmoved=tuple(conditions.values()), writes=tuple(writes.values()))
+
+
+def creation_of(record: SandboxRecord, actor: str, place: int = 0) -> Change:
+    """A new sandbox: nothing of it may be there yet, nor of another with its name, and its id was never destroyed."""
+    keys = {
+        record_key(record.tenant, record.sandbox_id): encode(record),
+        id_key(record.sandbox_id): record.tenant.encode(),
+        name_key(record.tenant, record.spec.name): record.sandbox_id.encode(),
+    }
+    absent = tuple(Unmoved(key, 0) for key in (*keys, tombstone_key(record.sandbox_id)))
+    puts = tuple(Put(key, value) for key, value in keys.items())
+    return Change(absent, (*puts, events.created(record, actor, place)), about=record.sandbox_id)
 
 
 def is_news(refusal: Refusal, known: Refusal | None) -> bool:
     """Whether a refusal says something that the known one does not; a later time alone is nothing new."""
-    return known is None or replace(refusal, at_ms=0) != replace(known, at_ms=0)
+    return known is None or _said(refusal) != _said(known)
+
+
+def _said(refusal: Refusal) -> tuple[object, ...]:
+    return refusal.hosts_considered, refusal.reasons
 
 
 def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation, place: int) -> Change:
@@ -247,8 +307,9 @@ def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation,
     ]
     if assignment.sandbox_id in snapshot.refusals:
         writes.append(Delete(refusal_key(assignment.sandbox_id)))
-    keys = (_record_of(assignment), claim, fence, order, cordon_key(assignment.host_id))
-    return Change(unmoved(snapshot, *keys), tuple(writes))
+    host_keys = (fence, order, cordon_key(assignment.host_id), alive_key(assignment.host_id))
+    conditions = unmoved(snapshot, _record_of(assignment), claim, *host_keys)
+    return Change(conditions, tuple(writes), about=assignment.sandbox_id)
 
 
 def _gone_with(snapshot: Snapshot, removal: Removal) -> list[str]:
@@ -289,6 +350,7 @@ class _Group:
 
     conditions: dict[str, int]
     pending: dict[str, Write]
+    changes: list[Change]
 
     @property
     def writes(self) -> list[Write]:
@@ -296,6 +358,8 @@ class _Group:
 
     def fits(self, change: Change) -> bool:
         """Whether `change` fits in as well, with one condition kept free for the fence."""
+        if any(self.conditions.get(one.key, one.mod_revision) != one.mod_revision for one in change.unmoved):
+            return False
         conditions = len(self.conditions.keys() | {one.key for one in change.unmoved})
         writes = {**self.pending, **{write.key: write for write in change.writes}}
         size_bytes = sum(len(write.value) for write in writes.values() if isinstance(write, Put))
@@ -303,17 +367,18 @@ class _Group:
 
     def take(self, change: Change) -> None:
         """Adds `change`."""
+        self.changes.append(change)
         for one in change.unmoved:
             self.conditions.setdefault(one.key, one.mod_revision)
         self.pending.update({write.key: write for write in change.writes})
 
 
 def _group(changes: Iterable[Change]) -> Iterator[_Group]:
-    group = _Group({}, {})
+    group = _Group({}, {}, [])
     for change in changes:
         if group.pending and not group.fits(change):
             yield group
-            group = _Group({}, {})
+            group = _Group({}, {}, [])
         group.take(change)
     if group.pending:
         yield group

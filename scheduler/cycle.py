@@ -1,28 +1,40 @@
 """The leader's loop: look at the store, decide, commit, and look again until nothing is due.
 
-It takes no input: a change says "look", never "what", and it also looks every LOOK_INTERVAL_S, so a lost event costs seconds.
-In one look: lifecycle, then reservations, then the plan; each is decided on a snapshot that has the writes of the one before.
+It takes no input but creations that wait to be placed: a change says "look", never "what", and it also looks every
+LOOK_INTERVAL_S, so a lost event costs seconds. One look passes over the steps in their order, each on a snapshot that has the
+writes of the one before, until a pass finds nothing due:
+
+    lifecycle -> repairs of reservations -> plan
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from enum import Enum, auto
 
 import structlog
 
 from fleet.errors import BedplateError
+from fleet.model.ids import SandboxId
 from fleet.store.port import Store, Unmoved
-from scheduler.commit import Change, Committer, lifecycle_changes, plan_changes, repair_changes
+from scheduler.commit import Change, Committer, lifecycle_changes, repair_changes
 from scheduler.placement.lifecycle import due_changes
-from scheduler.placement.plan import plan
-from scheduler.placement.snapshot import Snapshot, repairs
+from scheduler.placement.snapshot import repairs
+from scheduler.planning import Planning
+from scheduler.quotas import Quotas
 from scheduler.state import FleetState
+from scheduler.steps import Look, Step
+from scheduler.submissions import Submissions
 
 LOOK_INTERVAL_S = 5.0
 # Statuses move all the time: changes within this time are looked at together, and the API keeps its share of the loop.
 SETTLE_S = 0.05
-# Lifecycle, reservations and plan, twice over. Whatever is still due then is due in the next look.
-ROUNDS_MAX = 6
+# Passes in one look. Whatever is still due then is due in the next.
+PASSES_MAX = 4
+# Of the sandboxes that nothing has touched so many are looked at again in each look: a change that went unnoticed is found
+# within minutes among 100,000 of them, and at once among as many as this.
+AUDITED_AT_ONCE = 2000
 
 log = structlog.get_logger()
 
@@ -39,54 +51,150 @@ class Cycle:
         clock: Callable[[], float] = time.monotonic,
         *,
         interval_s: float = LOOK_INTERVAL_S,
+        submissions: Submissions | None = None,
+        quotas: Quotas | None = None,
+        leader: str = "",
     ) -> None:
         self._interval_s = interval_s
         self._state = state
         self._fence = fence
         self._now_ms = now_ms
-        self._committer = Committer(store, clock)
+        self._clock = clock
+        self._submissions = submissions if submissions is not None else Submissions()
+        quotas = quotas or Quotas()
+        self._committer = Committer(store, clock, quotas.cycles_kept_s)
+        self._planning = Planning(self._submissions, leader, clock, state.written)
+        # What is decided in one pass, in this order.
+        self._steps: tuple[Step, ...] = (_Lifecycle(), _Repairs(), self._planning)
+        self._term: Unmoved | None = None
+        self._touched: set[SandboxId] = set()
+        self._unaudited: list[SandboxId] = []
 
     async def run(self) -> None:
         """Looks until cancelled."""
-        while True:
-            changed = self._state.changed()
-            try:
-                await self.look()
-            except BedplateError as error:
-                log.warning("cycle.failed", code=error.code, error=error.message)
-            await asyncio.sleep(SETTLE_S)
-            try:
-                async with asyncio.timeout(self._interval_s):
-                    await changed.wait()
-            except TimeoutError:
-                continue
+        try:
+            while True:
+                changed = self._state.changed()
+                is_outrun = False
+                try:
+                    is_outrun = not await self.look()
+                except BedplateError as error:
+                    log.warning("cycle.failed", code=error.code, error=error.message)
+                await self._rest(changed, is_outrun=is_outrun)
+        finally:
+            self._submissions.close()
 
-    async def look(self) -> None:
-        """Commits what is due until nothing is, a race is lost, or ROUNDS_MAX; raises the BedplateError of a store that is away."""
+    async def look(self) -> bool:
+        """Commits what is due until nothing is, a race is lost, or PASSES_MAX; raises the BedplateError of a store that is away.
+
+        False when a race was lost: something has moved that is not seen here yet.
+        """
         fence = self._fence()
         if fence is None:
-            return
+            self._submissions.close()
+            self._state.take_touched()
+            self._term = None
+            return True
         # A new leader waits until it has seen all that the one before it wrote.
-        snapshot = await self._state.seen(fence.mod_revision)
-        for _ in range(ROUNDS_MAX):
-            started = time.monotonic()
-            kind, changes = self._decide(snapshot)
-            if not changes:
-                return
-            outcome = await self._committer.commit(fence, await self._committer.complete(changes, self._now_ms()))
-            event = "decision.committed" if outcome.is_committed else "decision.outrun"
-            duration_ms = round((time.monotonic() - started) * 1000, 1)
-            log.info(event, kind=kind, changes=len(changes), revision=outcome.revision, duration_ms=duration_ms)
-            if not outcome.is_committed:
-                return
-            snapshot = await self._state.seen(outcome.revision)
+        await self._state.seen(fence.mod_revision)
+        await self._committer.prepare()
+        if fence != self._term:
+            self._term, self._unaudited = fence, []
+            self._touched = self._everything()
+            self._planning.begin(fence.mod_revision)
+        self._submissions.open()
+        self._touched |= self._audited()
+        for _ in range(PASSES_MAX):
+            outcome = await self._pass(fence)
+            if outcome is not _Pass.BUSY:
+                return outcome is _Pass.QUIET
+        return True
 
-    def _decide(self, snapshot: Snapshot) -> tuple[str, Sequence[Change]]:
-        """The first kind of change that is due; reads the snapshot in one go, for it moves on with the store."""
-        due = due_changes(snapshot)
-        if due:
-            return "lifecycle", tuple(lifecycle_changes(snapshot, due))
-        wrong = repairs(snapshot)
-        if wrong:
-            return "reservation", tuple(repair_changes(snapshot, wrong))
-        return "plan", tuple(plan_changes(snapshot, plan(snapshot, self._now_ms())))
+    async def _pass(self, fence: Unmoved) -> "_Pass":
+        """Every step once."""
+        touched, _ = self._state.take_touched()
+        self._touched |= touched
+        among, is_due = frozenset(self._touched), False
+        for step in self._steps:
+            snapshot = self._state.snapshot()
+            changes = step.due(Look(snapshot, among, self._now_ms(), self._committer.cycle_lease))
+            if not changes:
+                continue
+            is_due = True
+            if not await self._commit(fence, step, changes):
+                return _Pass.OUTRUN
+        self._touched.clear()
+        return _Pass.BUSY if is_due else _Pass.QUIET
+
+    async def _commit(self, fence: Unmoved, step: Step, changes: Sequence[Change]) -> bool:
+        started = self._clock()
+        try:
+            whole = await self._committer.complete(changes, self._now_ms())
+            outcome = await self._committer.commit(fence, whole, step.told)
+        except BedplateError as error:
+            step.failed(error)
+            raise
+        step.done()
+        event = "decision.committed" if outcome.is_committed else "decision.outrun"
+        duration_ms = round((self._clock() - started) * 1000, 1)
+        log.info(event, kind=step.name, changes=len(changes), revision=outcome.revision, duration_ms=duration_ms)
+        # What was written before a race was lost is seen before anything is decided again.
+        await self._state.seen(self._committer.revision)
+        return outcome.is_committed
+
+    def _everything(self) -> set[SandboxId]:
+        snapshot = self._state.snapshot()
+        return {*snapshot.records, *snapshot.assignments, *snapshot.refusals}
+
+    def _audited(self) -> set[SandboxId]:
+        if not self._unaudited:
+            self._unaudited = list(self._everything())
+        some, self._unaudited = self._unaudited[-AUDITED_AT_ONCE:], self._unaudited[:-AUDITED_AT_ONCE]
+        return set(some)
+
+    async def _rest(self, changed: asyncio.Event, *, is_outrun: bool) -> None:
+        """Returns when a creation waits, or something has changed and SETTLE_S has passed, or after the interval.
+
+        After a lost race nothing is tried before what has moved is seen, or SETTLE_S has passed.
+        """
+        if is_outrun:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_S):
+                    await changed.wait()
+            return
+
+        async def settled() -> None:
+            await asyncio.sleep(SETTLE_S)
+            await changed.wait()
+
+        waits = [asyncio.ensure_future(settled()), asyncio.ensure_future(self._submissions.arrived.wait())]
+        try:
+            await asyncio.wait(waits, timeout=self._interval_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            for wait in waits:
+                with suppress(asyncio.CancelledError):
+                    await wait
+
+
+class _Pass(Enum):
+    """What became of a pass: nothing was due, all that was due is written, or something had moved."""
+
+    QUIET = auto()
+    BUSY = auto()
+    OUTRUN = auto()
+
+
+class _Lifecycle(Step):
+    name = "lifecycle"
+
+    def due(self, look: Look) -> Sequence[Change]:
+        return tuple(lifecycle_changes(look.snapshot, due_changes(look.snapshot, look.touched)))
+
+
+class _Repairs(Step):
+    name = "reservation"
+
+    def due(self, look: Look) -> Sequence[Change]:
+        return tuple(repair_changes(look.snapshot, repairs(look.snapshot)))

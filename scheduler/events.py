@@ -31,10 +31,11 @@ DETAIL_CHARS_MAX = 400
 REMOVED = "sandbox.removed"
 
 
-def created(record: SandboxRecord, actor: str) -> Put:
+def created(record: SandboxRecord, actor: str, place: int = 0) -> Put:
     """A wish was written."""
     detail = f"{record.spec.name} of image {record.spec.image.name}"
-    event = replace(_about(record), at_ms=record.created_at_ms, actor=actor, cause="CreateSandbox", detail=detail)
+    about, seq = _about(record), place % PLACES
+    event = replace(about, seq=seq, at_ms=record.created_at_ms, actor=actor, cause="CreateSandbox", detail=detail)
     return _put(replace(event, kind="sandbox.created", after=Phase.PENDING), "created")
 
 

@@ -55,12 +55,13 @@ class RefusalReason:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why no host took a sandbox in the last plan; it stays pending and is tried again."""
+    """Why no host took a sandbox in the last plan; it stays pending and is tried again. `cycle` names the decision's record."""
 
     sandbox_id: SandboxId
     hosts_considered: int
     reasons: tuple[RefusalReason, ...]
     at_ms: int
+    cycle: str = ""
 
 
 @dataclass(frozen=True, slots=True)

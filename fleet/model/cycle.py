@@ -22,7 +22,8 @@ class Decision:
 class CycleRecord:
     """One cycle: the store's `revision` that it looked at with the digest of all of that, and what it decided.
 
-    `submitted` are the sandboxes whose own records were written together with the decisions.
+    `submitted` are the sandboxes whose own records were written together with the decisions; unless the cycle `is_full`, these
+    alone were looked at.
     """
 
     cycle: str
@@ -37,3 +38,4 @@ class CycleRecord:
     submitted: tuple[SandboxId, ...]
     decisions: tuple[Decision, ...]
     decisions_digest: str
+    is_full: bool = True

@@ -1,13 +1,11 @@
 """What a creation must meet before it is written, and why one that was not written was not."""
 
-from fleet.errors import BedplateError, ConflictError, InvalidSpecError, UnavailableError
+from fleet.errors import BedplateError, ConflictError, ExhaustedError, InvalidSpecError, UnavailableError
 from fleet.model.admission import refusals
 from fleet.model.ids import SandboxId, Tenant, is_sandbox_id
 from fleet.model.sandbox import SandboxRecord, SandboxSpec
 from scheduler.placement.snapshot import Snapshot
 
-# A snapshot holds every record; ten busy tenants at this limit still leave a look at it far below a second.
-RECORDS_MAX = 1000
 # The fields behind the first are named, not explained: a message for people, not a report.
 FIELDS_NAMED_MAX = 8
 
@@ -21,7 +19,7 @@ def check_id(sandbox_id: str) -> SandboxId:
 
 
 def check_spec(snapshot: Snapshot, tenant: Tenant, spec: SandboxSpec) -> None:
-    """Raises InvalidSpecError for what no host can do, or whose sources no host holds; UnavailableError past the tenant's limit."""
+    """Raises InvalidSpecError for what no host can do, or whose sources no host holds."""
     found = refusals(spec)
     if found:
         first, others = found[0], [other.field for other in found[1:]]
@@ -33,9 +31,13 @@ def check_spec(snapshot: Snapshot, tenant: Tenant, spec: SandboxSpec) -> None:
             raise InvalidSpecError(
                 "source_missing", message, "upload it first; mb up does", field=f"sources[{index}].digest"
             )
-    if sum(record.tenant == tenant for record in snapshot.records.values()) >= RECORDS_MAX:
-        message = f"tenant {tenant} has {RECORDS_MAX} sandboxes, as many as it may"
-        raise UnavailableError("sandboxes_exhausted", message, "destroy some with mb destroy, then try again")
+
+
+def check_room(snapshot: Snapshot, tenant: Tenant, queued: int, sandboxes_max: int) -> None:
+    """Raises ExhaustedError when a tenant has as many sandboxes as it may, with the `queued` that are about to be."""
+    if snapshot.sums.records_of.get(tenant, 0) + queued >= sandboxes_max:
+        message = f"tenant {tenant} has {sandboxes_max} sandboxes, as many as it may (limits.sandboxes_per_tenant)"
+        raise ExhaustedError("sandboxes_exhausted", message, "destroy some with mb destroy, then try again")
 
 
 def explain_conflict(

@@ -3,14 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from fleet.errors import UnavailableError
+from fleet.errors import ExhaustedError
 from fleet.gatekeeper import caller_of
 from fleet.identity import Identity
+from scheduler.quotas import Quotas
 
-# A caller may create all the sandboxes that a tenant may have in twenty seconds, the first 500 of them at once. A store takes some
-# thousand guarded transactions a second.
-WRITES_AT_ONCE = 500.0
-WRITES_PER_S = 50.0
 # What is written stays in the store's history until that is compacted, and a record is written anew by each change of its goal:
 # past so many bytes it counts as several changes. An ordinary one has 1 to 2 KiB, the largest 170.
 WRITE_BYTES = 2048
@@ -21,12 +18,13 @@ CALLERS_MAX = 1000
 class WriteLimit:
     """A bucket of tokens for each caller."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], quotas: Quotas | None = None) -> None:
         self._clock = clock
+        self._quotas = quotas or Quotas()
         self._left: dict[Identity, tuple[float, float]] = {}
 
     def take(self, context: Any) -> None:
-        """Counts one change; raises UnavailableError `calls_exhausted` for one too many."""
+        """Counts one change; raises ExhaustedError `calls_exhausted` for one too many."""
         self.take_for(caller_of(context))
 
     def charge(self, context: Any, size_bytes: int) -> None:
@@ -45,12 +43,17 @@ class WriteLimit:
         now_s = self._clock()
         left = self._refilled(caller, now_s)
         if left < 1.0:
-            message = f"{caller.role} {caller.name} changes more than {WRITES_PER_S:.0f} sandboxes a second"
-            raise UnavailableError("calls_exhausted", message, "wait a moment, then try again")
+            pace = f"{self._quotas.writes_per_s:.0f} sandboxes a second (limits.writes_per_s)"
+            message = f"{caller.role} {caller.name} changes more than {pace}"
+            raise ExhaustedError("calls_exhausted", message, "wait a moment, then try again")
         if len(self._left) >= CALLERS_MAX:
-            self._left = {one: kept for one, kept in self._left.items() if self._refilled(one, now_s) < WRITES_AT_ONCE}
+            self._left = {
+                one: kept
+                for one, kept in self._left.items()
+                if self._refilled(one, now_s) < self._quotas.writes_at_once
+            }
         self._left[caller] = (left - 1.0, now_s)
 
     def _refilled(self, caller: Identity, now_s: float) -> float:
-        left, since_s = self._left.get(caller, (WRITES_AT_ONCE, now_s))
-        return min(WRITES_AT_ONCE, left + (now_s - since_s) * WRITES_PER_S)
+        left, since_s = self._left.get(caller, (self._quotas.writes_at_once, now_s))
+        return min(self._quotas.writes_at_once, left + (now_s - since_s) * self._quotas.writes_per_s)

@@ -12,6 +12,7 @@ _TENANTS = frozenset({Role.OPERATOR, Role.TENANT})
 
 PERMISSIONS: Permissions = {
     "bedplate.sandbox.v1.SandboxService/CreateSandbox": _TENANTS,
+    "bedplate.sandbox.v1.SandboxService/CreateSandboxes": _TENANTS,
     "bedplate.sandbox.v1.SandboxService/GetSandbox": _TENANTS,
     "bedplate.sandbox.v1.SandboxService/ListSandboxes": _TENANTS,
     "bedplate.sandbox.v1.SandboxService/WatchSandbox": _TENANTS,

@@ -5,20 +5,19 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
-from fleet.codec import decode, encode, from_message, to_message
+from fleet.codec import decode, encode, to_message
 from fleet.errors import ConflictError, InvalidSpecError, NotFoundError
 from fleet.gatekeeper import actor_of, caller_of
 from fleet.identity import Role
 from fleet.model.assignment import Sandbox
-from fleet.model.ids import SandboxId
-from fleet.model.sandbox import Goal, SandboxRecord, SandboxSpec
+from fleet.model.sandbox import SandboxRecord
 from fleet.rpc import MESSAGE_BYTES_MAX
-from fleet.store.keyspace import id_key, name_key, record_key, status_key, tombstone_key
+from fleet.store.keyspace import record_key, status_key
 from fleet.store.port import Put, Store, Unmoved
 from scheduler import events
 from scheduler.api import wishes
 from scheduler.api.access import find_sandbox, tenant_of
-from scheduler.api.admission import RECORDS_MAX, check_id, check_spec, explain_conflict, id_reused
+from scheduler.api.creations import Creations
 from scheduler.api.limits import WriteLimit
 from scheduler.api.relay import Slots
 from scheduler.api.view import brief, view, view_removed, views_of
@@ -28,57 +27,42 @@ from scheduler.state import FleetState
 
 # A record is changed by its owner only: losing this many races in a row takes several clients that fight over one sandbox.
 ATTEMPTS_MAX = 5
+# Of one caller; a watch costs a look at each change of anything.
+WATCHES_MAX = 1000
 # Room for the message around a listing's sandboxes.
 LISTING_BYTES_MAX = MESSAGE_BYTES_MAX - 64 * 1024
 
-# Ten times what admission lets through: what is within is refused by name, and looked at in milliseconds.
-PARTS_MAX = 10_000
 # A thousand sandboxes take 150 ms of the only thread to list: one caller has so many listings under way, and others have their turn
 # after so many sandboxes of each (2 ms).
 LISTINGS_MAX, LISTED_AT_ONCE = 8, 16
 
 
-def _check_size(spec: Any) -> None:
-    """Raises InvalidSpecError for a spec of more parts than decoding and admission may hold the event loop for."""
-    network = spec.network
-    lists = (spec.agents, spec.sources, spec.require_labels, spec.secrets, network.egress_allow, network.forwards)
-    parts = sum(map(len, lists))
-    if parts <= PARTS_MAX:
-        parts += sum(len(agent.command) + len(agent.env) for agent in spec.agents)
-    if parts > PARTS_MAX:
-        next_step = "send fewer agents, sources, variables or arguments"
-        raise InvalidSpecError("spec_too_large", f"it has more than {PARTS_MAX} parts", next_step, field="spec")
-
-
 class SandboxService(service_pb2_grpc.SandboxServiceServicer):
     """Create, get, list, watch, stop, start and destroy sandboxes."""
 
-    def __init__(self, store: Store, state: FleetState, now_ms: Callable[[], int], writes: WriteLimit) -> None:
+    def __init__(
+        self,
+        store: Store,
+        state: FleetState,
+        now_ms: Callable[[], int],
+        writes: WriteLimit,
+        creations: Creations,
+    ) -> None:
+        self._creations = creations
         self._writes = writes
         self._store = store
         self._state = state
         self._now_ms = now_ms
-        self._watches = Slots("watches", RECORDS_MAX)
+        self._watches = Slots("watches", WATCHES_MAX)
         self._listings = Slots("listings", LISTINGS_MAX)
 
     async def CreateSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802 (the stub's names)
         """Writes the wish if its id is new; the same wish again gives the same sandbox, whatever has become of it."""
-        self._writes.take(context)
-        tenant = tenant_of(caller_of(context), request.tenant)
-        sandbox_id = check_id(request.sandbox_id)
-        _check_size(request.spec)
-        spec = from_message(SandboxSpec, request.spec)
-        known = await self._store.get(record_key(tenant, sandbox_id))
-        if known is None:
-            snapshot = self._state.fresh()
-            check_spec(snapshot, tenant, spec)
-            record = SandboxRecord(sandbox_id, tenant, spec, Goal.RUN, 1, self._now_ms())
-            self._writes.charge(context, request.spec.ByteSize())
-            return to_message(await self._create(record, actor_of(context)))
-        record = decode(SandboxRecord, known.value)
-        if record.spec != spec:
-            raise id_reused(sandbox_id)
-        return to_message(await self._seen(record, known.mod_revision))
+        return await self._creations.create(request, context)
+
+    async def CreateSandboxes(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The same for many at once, each with an answer of its own."""
+        return await self._creations.create_all(request, context)
 
     async def GetSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The sandbox as it is now."""
@@ -133,30 +117,6 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
     async def DestroySandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Begins to remove every trace; the name is free once it is gone."""
         return to_message(await self._change(request, context, wishes.remove, "DestroySandbox"))
-
-    async def _create(self, record: SandboxRecord, actor: str) -> Sandbox:
-        keys = [
-            record_key(record.tenant, record.sandbox_id),
-            id_key(record.sandbox_id),
-            name_key(record.tenant, record.spec.name),
-        ]
-        values = [encode(record), record.tenant.encode(), record.sandbox_id.encode()]
-        absent = [Unmoved(key, 0) for key in (*keys, tombstone_key(record.sandbox_id))]
-        writes = [Put(key, value) for key, value in zip(keys, values, strict=True)]
-        committed = await self._store.transact(absent, [*writes, events.created(record, actor)])
-        if committed.is_committed:
-            return await self._seen(record, committed.revision)
-        # Read one by one, so each may be of another moment: good enough to explain, and nothing is written on it.
-        known, claim, name, tombstone = [await self._store.get(condition.key) for condition in absent]
-        rival = decode(SandboxRecord, known.value) if known is not None else None
-        if known is not None and rival is not None and rival.spec == record.spec:
-            return await self._seen(rival, known.mod_revision)
-        raise explain_conflict(
-            record,
-            is_destroyed=tombstone is not None and tombstone.value == record.tenant.encode(),
-            is_claimed=claim is not None or tombstone is not None,
-            name_holder=SandboxId(name.value.decode()) if name is not None else None,
-        )
 
     async def _change(self, request: Any, context: Any, wish: Wish, cause: str) -> Sandbox:
         self._writes.take(context)

@@ -8,7 +8,7 @@ assignment without a record        -> its goal becomes REMOVE, then it is remove
 refusal of one that is not pending -> withdrawn
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from fleet.model.assignment import Assignment
@@ -57,43 +57,45 @@ class Withdrawal:
 LifecycleChange = Order | Dismissal | Removal | Withdrawal
 
 
-def due_changes(snapshot: Snapshot) -> tuple[LifecycleChange, ...]:
-    """All that is due by the snapshot, in the order of sandbox ids."""
-    return (*_for_records(snapshot), *_for_orphans(snapshot), *_for_refusals(snapshot))
+def due_changes(snapshot: Snapshot, among: Iterable[SandboxId] | None = None) -> tuple[LifecycleChange, ...]:
+    """All that is due by the snapshot, or what of it is about the sandboxes `among`; in the order of sandbox ids."""
+    if among is None:
+        among = {*snapshot.records, *snapshot.assignments, *snapshot.refusals}
+    ids = sorted(set(among) - snapshot.opaque_sandboxes)
+    return tuple(change for sandbox_id in ids for change in _due(snapshot, sandbox_id))
 
 
-def _for_records(snapshot: Snapshot) -> Iterator[LifecycleChange]:
-    # A host that is away cannot forget; it does when it comes back, and the owner need not wait for that.
-    remembered = {sandbox_id for host_id, sandbox_id in snapshot.statuses if host_id in snapshot.alive}
-    for sandbox_id, record in sorted(snapshot.records.items()):
-        if sandbox_id in snapshot.opaque_sandboxes:
-            continue
-        assignment = snapshot.assignment_of(record)
-        if assignment is None:
-            if record.goal is Goal.REMOVE and sandbox_id not in remembered:
-                yield Removal(sandbox_id, record, None)
-        elif assignment.generation < record.generation and not snapshot.is_resuming(record):
-            yield Order(replace(assignment, goal=record.goal, generation=record.generation))
-        elif record.goal is Goal.REMOVE and _is_gone(snapshot, assignment):
-            yield Dismissal(assignment)
-
-
-def _for_orphans(snapshot: Snapshot) -> Iterator[LifecycleChange]:
-    for sandbox_id, assignment in sorted(snapshot.assignments.items()):
-        record = snapshot.records.get(sandbox_id)
-        is_owned = record is not None and record.tenant == assignment.tenant
-        if is_owned or sandbox_id in snapshot.opaque_sandboxes:
-            continue
-        if assignment.goal is not Goal.REMOVE:
-            yield Order(replace(assignment, goal=Goal.REMOVE, generation=assignment.generation + 1))
-        elif _is_gone(snapshot, assignment):
-            yield Removal(sandbox_id, None, assignment)
-
-
-def _for_refusals(snapshot: Snapshot) -> Iterator[LifecycleChange]:
-    pending = {record.sandbox_id for record in snapshot.pending()}
-    for sandbox_id in sorted(set(snapshot.refusals) - pending - snapshot.opaque_sandboxes):
+def _due(snapshot: Snapshot, sandbox_id: SandboxId) -> Iterator[LifecycleChange]:
+    record, assignment = snapshot.records.get(sandbox_id), snapshot.assignments.get(sandbox_id)
+    if record is not None:
+        yield from _for_record(snapshot, record)
+    if assignment is not None and (record is None or record.tenant != assignment.tenant):
+        yield from _for_orphan(snapshot, assignment)
+    if sandbox_id in snapshot.refusals and (record is None or not snapshot.is_pending(record)):
         yield Withdrawal(sandbox_id)
+
+
+def _for_record(snapshot: Snapshot, record: SandboxRecord) -> Iterator[LifecycleChange]:
+    assignment = snapshot.assignment_of(record)
+    if assignment is None:
+        # A host that is away cannot forget; it does when it comes back, and the owner need not wait for that.
+        if record.goal is Goal.REMOVE and not _is_remembered(snapshot, record):
+            yield Removal(record.sandbox_id, record, None)
+    elif assignment.generation < record.generation and not snapshot.is_resuming(record):
+        yield Order(replace(assignment, goal=record.goal, generation=record.generation))
+    elif record.goal is Goal.REMOVE and _is_gone(snapshot, assignment):
+        yield Dismissal(assignment)
+
+
+def _for_orphan(snapshot: Snapshot, assignment: Assignment) -> Iterator[LifecycleChange]:
+    if assignment.goal is not Goal.REMOVE:
+        yield Order(replace(assignment, goal=Goal.REMOVE, generation=assignment.generation + 1))
+    elif _is_gone(snapshot, assignment):
+        yield Removal(assignment.sandbox_id, None, assignment)
+
+
+def _is_remembered(snapshot: Snapshot, record: SandboxRecord) -> bool:
+    return any((host_id, record.sandbox_id) in snapshot.statuses for host_id in snapshot.alive)
 
 
 def _is_gone(snapshot: Snapshot, assignment: Assignment) -> bool:

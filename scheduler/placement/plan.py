@@ -1,7 +1,7 @@
 """plan(snapshot, now) -> assignments and refusals. PURE: the same snapshot gives the same plan, so a decision can be recomputed."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
 
@@ -23,21 +23,25 @@ HOST_UNKNOWN = RefusalReason("host_unknown", 0, "the host that has its disk is n
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to write: new assignments with the reservations they lead to, and why the other sandboxes have no host."""
+    """What to write: new assignments with the reservations they lead to, and why the other sandboxes have no host.
+
+    One that is not whole has left sandboxes for the next.
+    """
 
     assignments: tuple[Assignment, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    is_whole: bool = True
 
 
-def plan(snapshot: Snapshot, now_ms: int) -> Plan:
-    """Places the pending sandboxes, the oldest first; one that fits nowhere does not hold up those behind it.
+def plan(snapshot: Snapshot, now_ms: int, waiting: Sequence[SandboxRecord] | None = None) -> Plan:
+    """Places those that are `waiting`, by default all that do, the oldest first; one that fits nowhere holds up nobody behind it.
 
     A sandbox that was stopped has one candidate for its next run: the host that has its disk. Refusals are told for the state
     after the plan: what is refused in it would be refused again at once. A tenant past its share of LOOKS_MAX has the rest of its
     sandboxes looked at in other plans, and its own order is another each time.
     """
     candidates = _candidates(snapshot)
-    turns = _Turns(snapshot, len(candidates))
+    turns = _Turns(snapshot, len(candidates), snapshot.pending() if waiting is None else waiting)
     assignments: list[Assignment] = []
     refused: list[SandboxRecord] = []
     hopeless: set[Hashable] = set()
@@ -57,18 +61,22 @@ def plan(snapshot: Snapshot, now_ms: int) -> Plan:
         assignments.append(assignment)
         taken = candidates[assignment.host_id]
         candidates[assignment.host_id] = replace(taken, free=free_of(taken.free, growth(snapshot, assignment)))
-    return Plan(tuple(assignments), _refuse_all(snapshot, refused, candidates, now_ms))
+    is_whole = len(assignments) + len(refused) == len(turns)
+    return Plan(tuple(assignments), _refuse_all(snapshot, refused, candidates, now_ms), is_whole)
 
 
 class _Turns:
     """What each tenant may cost one plan."""
 
-    def __init__(self, snapshot: Snapshot, hosts: int) -> None:
+    def __init__(self, snapshot: Snapshot, hosts: int, waiting: Sequence[SandboxRecord]) -> None:
         self._snapshot = snapshot
         self._hosts = hosts
-        self._pending = snapshot.pending()
+        self._pending = sorted(waiting, key=lambda record: (record.created_at_ms, record.sandbox_id))
         self._share = LOOKS_MAX // max(1, len({record.tenant for record in self._pending}))
         self._spent: Counter[Tenant] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._pending)
 
     def cost(self, record: SandboxRecord) -> int:
         """How many hosts are looked at for it in vain."""

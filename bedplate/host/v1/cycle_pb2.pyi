@@ -72,6 +72,7 @@ class CycleRecord(_message.Message):
     SUBMITTED_FIELD_NUMBER: _builtins.int
     DECISIONS_FIELD_NUMBER: _builtins.int
     DECISIONS_DIGEST_FIELD_NUMBER: _builtins.int
+    IS_FULL_FIELD_NUMBER: _builtins.int
     cycle: _builtins.str
     leader: _builtins.str
     term_revision: _builtins.int
@@ -84,6 +85,8 @@ class CycleRecord(_message.Message):
     input_digest: _builtins.str
     """of all that was looked at"""
     decisions_digest: _builtins.str
+    is_full: _builtins.bool
+    """all that waited was looked at, and not only what was submitted"""
     @_builtins.property
     def submitted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """sandboxes whose records were written with this cycle's decisions"""
@@ -105,10 +108,11 @@ class CycleRecord(_message.Message):
         submitted: _abc.Iterable[_builtins.str] | None = ...,
         decisions: _abc.Iterable[Global___Decision] | None = ...,
         decisions_digest: _builtins.str = ...,
+        is_full: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cycle", b"cycle", "decisions", b"decisions", "decisions_digest", b"decisions_digest", "input_digest", b"input_digest", "leader", b"leader", "now_ms", b"now_ms", "revision", b"revision", "seed", b"seed", "settings_digest", b"settings_digest", "submitted", b"submitted", "term_revision", b"term_revision", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cycle", b"cycle", "decisions", b"decisions", "decisions_digest", b"decisions_digest", "input_digest", b"input_digest", "is_full", b"is_full", "leader", b"leader", "now_ms", b"now_ms", "revision", b"revision", "seed", b"seed", "settings_digest", b"settings_digest", "submitted", b"submitted", "term_revision", b"term_revision", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -825,9 +825,12 @@ class Refusal(_message.Message):
     HOSTS_CONSIDERED_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
+    CYCLE_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     hosts_considered: _builtins.int
     at_ms: _builtins.int
+    cycle: _builtins.str
+    """names the record of the decision"""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusalReason]: ...
     def __init__(
@@ -837,10 +840,11 @@ class Refusal(_message.Message):
         hosts_considered: _builtins.int = ...,
         reasons: _abc.Iterable[Global___RefusalReason] | None = ...,
         at_ms: _builtins.int = ...,
+        cycle: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "hosts_considered", b"hosts_considered", "reasons", b"reasons", "sandbox_id", b"sandbox_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "cycle", b"cycle", "hosts_considered", b"hosts_considered", "reasons", b"reasons", "sandbox_id", b"sandbox_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

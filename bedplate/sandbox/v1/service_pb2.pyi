@@ -48,6 +48,136 @@ class CreateSandboxRequest(_message.Message):
 Global___CreateSandboxRequest: _TypeAlias = CreateSandboxRequest  # noqa: Y015
 
 @_typing.final
+class CreateSandboxesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATIONS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """operators only, for all of them"""
+    @_builtins.property
+    def creations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Creation]: ...
+    def __init__(
+        self,
+        *,
+        creations: _abc.Iterable[Global___Creation] | None = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["creations", b"creations", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSandboxesRequest: _TypeAlias = CreateSandboxesRequest  # noqa: Y015
+
+@_typing.final
+class Creation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    sandbox_id: _builtins.str
+    """as CreateSandboxRequest's"""
+    @_builtins.property
+    def spec(self) -> _sandbox_pb2.SandboxSpec: ...
+    def __init__(
+        self,
+        *,
+        sandbox_id: _builtins.str = ...,
+        spec: _sandbox_pb2.SandboxSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox_id", b"sandbox_id", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Creation: _TypeAlias = Creation  # noqa: Y015
+
+@_typing.final
+class CreateSandboxesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreationResult]:
+        """one for each creation, in their order"""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___CreationResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSandboxesResponse: _TypeAlias = CreateSandboxesResponse  # noqa: Y015
+
+@_typing.final
+class CreationResult(_message.Message):
+    """Exactly one of the two."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sandbox(self) -> _sandbox_pb2.Sandbox: ...
+    @_builtins.property
+    def error(self) -> Global___CallError: ...
+    def __init__(
+        self,
+        *,
+        sandbox: _sandbox_pb2.Sandbox | None = ...,
+        error: Global___CallError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "sandbox", b"sandbox"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreationResult: _TypeAlias = CreationResult  # noqa: Y015
+
+@_typing.final
+class CallError(_message.Message):
+    """What CreateSandbox would have failed with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    NEXT_STEP_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    status: _builtins.str
+    """the gRPC status, for example "RESOURCE_EXHAUSTED" """
+    code: _builtins.str
+    message: _builtins.str
+    next_step: _builtins.str
+    field: _builtins.str
+    def __init__(
+        self,
+        *,
+        status: _builtins.str = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+        next_step: _builtins.str = ...,
+        field: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "next_step", b"next_step", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallError: _TypeAlias = CallError  # noqa: Y015
+
+@_typing.final
 class GetSandboxRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

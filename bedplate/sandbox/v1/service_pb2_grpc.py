@@ -42,6 +42,11 @@ class SandboxServiceStub:
                 request_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.CreateSandboxRequest.SerializeToString,
                 response_deserializer=bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2.Sandbox.FromString,
                 _registered_method=True)
+        self.CreateSandboxes = channel.unary_unary(
+                '/bedplate.sandbox.v1.SandboxService/CreateSandboxes',
+                request_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.CreateSandboxesRequest.SerializeToString,
+                response_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.CreateSandboxesResponse.FromString,
+                _registered_method=True)
         self.GetSandbox = channel.unary_unary(
                 '/bedplate.sandbox.v1.SandboxService/GetSandbox',
                 request_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.GetSandboxRequest.SerializeToString,
@@ -82,6 +87,14 @@ class SandboxServiceServicer:
     def CreateSandbox(self, request, context):
         """Idempotent by sandbox_id: the same spec again returns the same sandbox,
         another spec under a used id is ALREADY_EXISTS with reason "id_reused".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSandboxes(self, request, context):
+        """Up to 256 at once, each as by CreateSandbox and answered on its own: some may be
+        refused while others are created. RESOURCE_EXHAUSTED for one names the limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +149,11 @@ def add_SandboxServiceServicer_to_server(servicer, server):
                     servicer.CreateSandbox,
                     request_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.CreateSandboxRequest.FromString,
                     response_serializer=bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2.Sandbox.SerializeToString,
+            ),
+            'CreateSandboxes': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSandboxes,
+                    request_deserializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.CreateSandboxesRequest.FromString,
+                    response_serializer=bedplate_dot_sandbox_dot_v1_dot_service__pb2.CreateSandboxesResponse.SerializeToString,
             ),
             'GetSandbox': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSandbox,
@@ -197,6 +215,33 @@ class SandboxService:
             '/bedplate.sandbox.v1.SandboxService/CreateSandbox',
             bedplate_dot_sandbox_dot_v1_dot_service__pb2.CreateSandboxRequest.SerializeToString,
             bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2.Sandbox.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSandboxes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.sandbox.v1.SandboxService/CreateSandboxes',
+            bedplate_dot_sandbox_dot_v1_dot_service__pb2.CreateSandboxesRequest.SerializeToString,
+            bedplate_dot_sandbox_dot_v1_dot_service__pb2.CreateSandboxesResponse.FromString,
             options,
             channel_credentials,
             insecure,

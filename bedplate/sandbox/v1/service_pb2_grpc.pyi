@@ -40,6 +40,10 @@ class SandboxServiceStub:
     """Idempotent by sandbox_id: the same spec again returns the same sandbox,
     another spec under a used id is ALREADY_EXISTS with reason "id_reused".
     """
+    CreateSandboxes: _grpc.UnaryUnaryMultiCallable[_service_pb2.CreateSandboxesRequest, _service_pb2.CreateSandboxesResponse]
+    """Up to 256 at once, each as by CreateSandbox and answered on its own: some may be
+    refused while others are created. RESOURCE_EXHAUSTED for one names the limit.
+    """
     GetSandbox: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]
     ListSandboxes: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListSandboxesRequest, _service_pb2.ListSandboxesResponse]
     WatchSandbox: _grpc.UnaryStreamMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]
@@ -65,6 +69,10 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     CreateSandbox: _aio.UnaryUnaryMultiCallable[_service_pb2.CreateSandboxRequest, _sandbox_pb2.Sandbox]  # type: ignore[assignment]
     """Idempotent by sandbox_id: the same spec again returns the same sandbox,
     another spec under a used id is ALREADY_EXISTS with reason "id_reused".
+    """
+    CreateSandboxes: _aio.UnaryUnaryMultiCallable[_service_pb2.CreateSandboxesRequest, _service_pb2.CreateSandboxesResponse]  # type: ignore[assignment]
+    """Up to 256 at once, each as by CreateSandbox and answered on its own: some may be
+    refused while others are created. RESOURCE_EXHAUSTED for one names the limit.
     """
     GetSandbox: _aio.UnaryUnaryMultiCallable[_service_pb2.GetSandboxRequest, _sandbox_pb2.Sandbox]  # type: ignore[assignment]
     ListSandboxes: _aio.UnaryUnaryMultiCallable[_service_pb2.ListSandboxesRequest, _service_pb2.ListSandboxesResponse]  # type: ignore[assignment]
@@ -94,6 +102,16 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sandbox_pb2.Sandbox, _abc.Awaitable[_sandbox_pb2.Sandbox]]:
         """Idempotent by sandbox_id: the same spec again returns the same sandbox,
         another spec under a used id is ALREADY_EXISTS with reason "id_reused".
+        """
+
+    @_abc_1.abstractmethod
+    def CreateSandboxes(
+        self,
+        request: _service_pb2.CreateSandboxesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.CreateSandboxesResponse, _abc.Awaitable[_service_pb2.CreateSandboxesResponse]]:
+        """Up to 256 at once, each as by CreateSandbox and answered on its own: some may be
+        refused while others are created. RESOURCE_EXHAUSTED for one names the limit.
         """
 
     @_abc_1.abstractmethod

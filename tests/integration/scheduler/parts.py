@@ -38,10 +38,14 @@ from provisioning.embedded.pki import EMBEDDED_HOST, tls_files
 from scheduler.__main__ import Config, serve
 from scheduler.cycle import Cycle
 from scheduler.issuer import EnrolmentConfig
+from scheduler.quotas import Quotas
 from scheduler.state import FleetState
+from scheduler.submissions import Submissions
 from tests.unit.scheduler.build import NOW_MS, host, host_puts
 
 HANG_S = 20.0
+# Of a decider's queue: a test fills it.
+SUBMISSIONS_MAX = 300
 LOCAL = HostId(EMBEDDED_HOST)
 
 
@@ -67,7 +71,8 @@ class Decider:
         self.now_ms = NOW_MS
         self.clock_s = 0.0
         times = (lambda: self.now_ms, lambda: self.clock_s)
-        self.cycle = Cycle(store, self.state, lambda: fence, *times, interval_s=0.2)
+        self.submissions = Submissions(SUBMISSIONS_MAX)
+        self.cycle = Cycle(store, self.state, lambda: fence, *times, interval_s=0.2, submissions=self.submissions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,8 @@ class Fleet:
         stop = asyncio.Event()
         files = tls_files(self.pki, Role.SCHEDULER, "scheduler")
         enrolment = EnrolmentConfig(self.enrolment_address, self.pki / "ca.key")
-        config = Config(self.address, (), files, name="under-test", enrolment=enrolment)
+        limits = Quotas(writes_at_once=500.0, writes_per_s=50.0)
+        config = Config(self.address, (), files, name="under-test", enrolment=enrolment, limits=limits)
         server = asyncio.create_task(serve(config, self.store, stop))
         try:
             yield self

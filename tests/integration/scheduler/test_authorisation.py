@@ -30,6 +30,7 @@ pytestmark = pytest.mark.timeout(180)
 
 SCHEDULER = {
     "bedplate.sandbox.v1.SandboxService/CreateSandbox": "operator, tenant",
+    "bedplate.sandbox.v1.SandboxService/CreateSandboxes": "operator, tenant",
     "bedplate.sandbox.v1.SandboxService/GetSandbox": "operator, tenant",
     "bedplate.sandbox.v1.SandboxService/ListSandboxes": "operator, tenant",
     "bedplate.sandbox.v1.SandboxService/WatchSandbox": "operator, tenant",

@@ -10,6 +10,7 @@ import pytest
 from fleet.codec import decode, encode
 from fleet.errors import UnavailableError
 from fleet.model.assignment import Assignment, Refusal
+from fleet.model.cycle import CycleRecord
 from fleet.model.host import Capacity, HostCordon, Reservation
 from fleet.model.ids import HostId
 from fleet.model.sandbox import Goal, Phase
@@ -23,6 +24,7 @@ from fleet.store.keyspace import (
     alive_key,
     assignment_key,
     cordon_key,
+    cycle_key,
     host_key,
     record_key,
     refusal_key,
@@ -96,8 +98,11 @@ async def look(decider: Decider, revision: int) -> None:
 async def test_a_pending_sandbox_is_placed(store: Store, decider: Decider) -> None:
     """One look writes assignment and reservation, and the next has nothing to do."""
     await look(decider, await put_all(store, [*host_puts(host()), *record_puts(record())]))
-    order = assignment(record(), host())
-    assert await assignments_in(store) == [order]
+    (order,) = await assignments_in(store)
+    assert order == assignment(record(), host(), cycle=order.cycle)
+    told = await store.get(cycle_key(order.cycle))
+    assert told is not None
+    assert [one.sandbox_id for one in decode(CycleRecord, told.value).decisions] == [order.sandbox_id]
     found = await store.get(reservation_key(host().host_id))
     assert found is not None
     assert decode(Reservation, found.value) == share_of(order)

@@ -13,9 +13,12 @@ from fleet.identity import Identity, Role
 from fleet.store.keyspace import ROOT
 from fleet.store.memory import MemoryStore
 from fleet.store.mirror import Mirror
+from scheduler.api.creations import Creations
 from scheduler.api.limits import WriteLimit
 from scheduler.api.sandboxes import LISTED_AT_ONCE, LISTINGS_MAX, SandboxService
+from scheduler.quotas import Quotas
 from scheduler.state import FleetState
+from scheduler.submissions import Submissions
 from tests.integration.scheduler.parts import running
 from tests.unit.scheduler.build import DEMO, NOW_MS, record, record_puts
 
@@ -61,7 +64,9 @@ async def test_long_listings_stand_in_nobodys_way() -> None:
         await store.transact([], record_puts(record(number)))
     mirror = Mirror(store, ROOT)
     state = FleetState(mirror)
-    service = SandboxService(store, state, lambda: NOW_MS, WriteLimit(monotonic))
+    writes = WriteLimit(monotonic)
+    creations = Creations(store, state, lambda: NOW_MS, writes, submissions=Submissions(), quotas=Quotas())
+    service = SandboxService(store, state, lambda: NOW_MS, writes, creations)
     async with running(mirror.run()):
         while not mirror.is_fresh:
             await mirror.changed().wait()

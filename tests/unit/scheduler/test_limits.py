@@ -6,7 +6,8 @@ import pytest
 
 from fleet.errors import UnavailableError
 from fleet.identity import Identity, Role
-from scheduler.api.limits import CALLERS_MAX, WRITE_BYTES, WRITES_AT_ONCE, WRITES_PER_S, WriteLimit
+from scheduler.api.limits import CALLERS_MAX, WRITE_BYTES, WriteLimit
+from scheduler.quotas import WRITES_AT_ONCE, WRITES_PER_S
 
 HASTY, OTHER = Identity(Role.TENANT, "hasty"), Identity(Role.TENANT, "other")
 
