@@ -1,0 +1,299 @@
+"""The hosts of a cluster as arrays, one per dimension, in the order of their ids; and what of a host is given away. PURE.
+
+Whoever changes a host's room goes through `shift`, which also keeps what follows from it: wholly free devices, the most of them
+behind one PCIe switch and on one NUMA node, and what the idle devices are worth (fragmentation.py).
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet.model.assignment import ANY_NODE, GpuShare
+from fleet.model.host import Accelerator, HostImage, HostLosses, HostRecord, NumaNode, Reservation
+from fleet.model.ids import HostId, Tenant
+from fleet.model.sandbox import Label, NetworkMode
+from scheduler.placement.demand import DEVICE_MILLI, NO_TENANT, VCPU_MILLI
+from scheduler.placement.fragmentation import NO_DEVICES, DeviceKind, Values
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+# Shares of a whole are compared as integers in millionths: the same on every machine, unlike floats' sums.
+WHOLE = 1_000_000
+# Shares per unit are kept with this many bits behind the point: a 64 TiB host's MiB still has 6 digits, and sums stay in 63 bits.
+SHARE_BITS = 20
+# More devices in one host than any server board has; the arrays have as many rows as the largest host needs.
+DEVICES_MAX = 16
+ACCELERATORS = tuple(Accelerator)
+# The rows of `free`.
+VCPU, MEMORY, DISK, SLOTS = range(4)
+# What excludes a host by itself, in the order of the filters; the first that holds counts.
+OPEN, UNREADABLE, DEAD, CORDONED, BACKING_OFF = range(5)
+NO_RACK = ""
+RACK_LABEL = "rack"
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A host as the store has it: its registration, how it is, and what is set aside on it."""
+
+    record: HostRecord
+    is_alive: bool = True
+    is_readable: bool = True
+    is_cordoned: bool = False
+    is_backing_off: bool = False
+    reserved: Reservation | None = None
+    tenant_counts: Mapping[Tenant, int] = field(default_factory=dict)
+    losses: HostLosses | None = None
+    numa_used: tuple[NumaNode, ...] = ()
+
+    @property
+    def status(self) -> int:
+        """OPEN, or the first of what excludes it."""
+        closed = (not self.is_readable, not self.is_alive, self.is_cordoned, self.is_backing_off)
+        return closed.index(True) + 1 if True in closed else OPEN
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one sandbox takes of a host; memory with its VMM's, devices by their ids."""
+
+    vcpu_milli: int = 0
+    memory_mib: int = 0
+    disk_mib: int = 0
+    sandboxes: int = 0
+    gpus: tuple[GpuShare, ...] = ()
+    numa_node: int = ANY_NODE
+    tenant: Tenant = NO_TENANT
+
+
+def share_of_reservation(reservation: Reservation) -> Share:
+    """The share that a reservation is."""
+    return Share(
+        reservation.vcpus * VCPU_MILLI,
+        reservation.memory_mib,
+        reservation.disk_mib,
+        reservation.sandboxes,
+        reservation.gpus,
+    )
+
+
+V = TypeVar("V", bound=Hashable)
+
+
+class Interned(Generic[V]):
+    """Values by small numbers: a class is compared with each value once, not with each host."""
+
+    def __init__(self) -> None:
+        self.values: list[V] = []
+        self._numbers: dict[V, int] = {}
+
+    def number(self, value: V) -> int:
+        """The number of a value, a new one for a new value."""
+        known = self._numbers.get(value)
+        if known is None:
+            known = self._numbers[value] = len(self.values)
+            self.values.append(value)
+        return known
+
+
+class Hosts:
+    """The arrays. `ids` are sorted after `sort`; until then new hosts stand at the end."""
+
+    def __init__(self) -> None:
+        self.ids: list[HostId] = []
+        self.index: dict[HostId, int] = {}
+        self.views: list[HostView] = []
+        self.slots: list[dict[str, int]] = []
+        self.labels: Interned[frozenset[Label]] = Interned()
+        self.taints: Interned[frozenset[Label]] = Interned()
+        self.networks: Interned[frozenset[NetworkMode]] = Interned()
+        self.images: Interned[tuple[HostImage, ...]] = Interned()
+        self.kinds: Interned[DeviceKind] = Interned()
+        self.kinds.number(NO_DEVICES)
+        self.is_sorted = True
+        # Rises when hosts stand elsewhere than before.
+        self.version = 0
+        self.has_nodes = False
+        self.values = Values()
+        self._allocate(0, 0, 0)
+
+    def _allocate(self, hosts: int, devices: int, nodes: int) -> None:
+        self.room = hosts
+        self.free = np.zeros((4, hosts), np.int64)
+        self.capacity = np.zeros((4, hosts), np.int64)
+        self.per_unit = np.zeros((3, hosts), np.int64)
+        self.status = np.zeros(hosts, np.int64)
+        self.losses = np.zeros(hosts, np.int64)
+        self.accelerator = np.zeros(hosts, np.int64)
+        self.aspects = np.zeros((4, hosts), np.int64)
+        self.device_free = np.zeros((devices, hosts), np.int64)
+        self.device_kind = np.zeros((devices, hosts), np.int64)
+        self.host_kind = np.zeros(hosts, np.int64)
+        self.whole = np.zeros(hosts, np.int64)
+        self.switch_most = np.zeros(hosts, np.int64)
+        self.node_most = np.zeros(hosts, np.int64)
+        self.value = np.zeros(hosts, np.int64)
+        # vCPUs and memory free on each NUMA node; a host without nodes has one, of which nothing is ever taken.
+        self.node_free = np.zeros((2, nodes, hosts), np.int64)
+
+    _ARRAYS = (
+        *("free", "capacity", "per_unit", "status", "losses", "accelerator", "aspects", "device_free", "device_kind"),
+        *("host_kind", "whole", "switch_most", "node_most", "value", "node_free"),
+    )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def put(self, view: HostView) -> int:
+        """Takes up a host as it is, and says where it stands."""
+        host_id = view.record.host_id
+        place = self.index.get(host_id)
+        if place is None:
+            place = len(self.ids)
+            self.version += 1
+            self.is_sorted = self.is_sorted and (not self.ids or self.ids[-1] < host_id)
+            self.ids.append(host_id)
+            self.index[host_id] = place
+            self.views.append(view)
+            self.slots.append({})
+        self.views[place] = view
+        self._make_room(len(self.ids), view.record)
+        self._write(place, view)
+        return place
+
+    def drop(self, host_id: HostId) -> None:
+        """Forgets a host."""
+        place = self.index[host_id]
+        self._arrange([one for one in range(len(self.ids)) if one != place])
+
+    def sort(self) -> None:
+        """Brings the hosts into the order of their ids."""
+        self._arrange(sorted(range(len(self.ids)), key=self.ids.__getitem__))
+        self.is_sorted = True
+
+    def _arrange(self, order: list[int]) -> None:
+        self.version += 1
+        for name in self._ARRAYS:
+            array = getattr(self, name)
+            setattr(self, name, np.ascontiguousarray(array[..., order]))
+        self.room = len(order)
+        self.ids = [self.ids[one] for one in order]
+        self.views = [self.views[one] for one in order]
+        self.slots = [self.slots[one] for one in order]
+        self.index = {host_id: place for place, host_id in enumerate(self.ids)}
+
+    def _make_room(self, hosts: int, record: HostRecord) -> None:
+        devices = max(len(self.device_free), min(len(record.gpus), DEVICES_MAX))
+        nodes = max(self.node_free.shape[1], len(record.numa_nodes), 1)
+        if hosts <= self.room and (devices, nodes) == (len(self.device_free), self.node_free.shape[1]):
+            return
+        old = {name: getattr(self, name) for name in self._ARRAYS}
+        self._allocate(self.room if hosts <= self.room else hosts + hosts // 2 + 16, devices, nodes)
+        for name, array in old.items():
+            getattr(self, name)[tuple(slice(0, size) for size in array.shape)] = array
+
+    def _write(self, place: int, view: HostView) -> None:
+        record, reserved = view.record, view.reserved or Reservation(view.record.host_id)
+        vcpu_milli = record.capacity.vcpus * record.vcpu_overcommit_milli * VCPU_MILLI // 1000
+        whole = (vcpu_milli, record.capacity.memory_mib, record.capacity.disk_mib, record.capacity.sandboxes)
+        used = share_of_reservation(reserved)
+        taken = (used.vcpu_milli, used.memory_mib, used.disk_mib, used.sandboxes)
+        self.capacity[:, place] = whole
+        self.free[:, place] = [amount - gone for amount, gone in zip(whole, taken, strict=True)]
+        self.per_unit[:, place] = [(WHOLE << SHARE_BITS) // max(1, amount) for amount in whole[:3]]
+        self.status[place] = view.status
+        self.losses[place] = len(view.losses.at_ms) if view.losses is not None else 0
+        self.accelerator[place] = ACCELERATORS.index(record.accelerator)
+        self.aspects[:, place] = (
+            self.labels.number(frozenset(record.labels)),
+            self.taints.number(frozenset(record.taints)),
+            self.networks.number(frozenset(record.network_modes)),
+            self.images.number(record.images),
+        )
+        self._write_devices(place, record, reserved)
+        self._write_nodes(place, view)
+        self.refresh(place)
+
+    def _write_devices(self, place: int, record: HostRecord, reserved: Reservation) -> None:
+        gpus = sorted(record.gpus, key=lambda gpu: gpu.device_id)[:DEVICES_MAX]
+        kinds = [self.kinds.number(DeviceKind(gpu.model, gpu.memory_mib, gpu.is_shareable)) for gpu in gpus]
+        self.slots[place] = {gpu.device_id: slot for slot, gpu in enumerate(gpus)}
+        self.device_free[:, place] = 0
+        self.device_kind[:, place] = 0
+        self.device_free[: len(gpus), place] = DEVICE_MILLI
+        self.device_kind[: len(gpus), place] = kinds
+        self.host_kind[place] = kinds[0] if kinds else 0
+        for share in reserved.gpus:
+            slot = self.slots[place].get(share.device_id)
+            if slot is not None:
+                self.device_free[slot, place] -= share.milli
+
+    def _write_nodes(self, place: int, view: HostView) -> None:
+        nodes = view.record.numa_nodes
+        self.has_nodes = self.has_nodes or len(nodes) > 1
+        self.node_free[:, :, place] = -1
+        if len(nodes) < 2:
+            self.node_free[:, 0, place] = np.iinfo(np.int64).max
+            return
+        overcommit = view.record.vcpu_overcommit_milli
+        for slot, node in enumerate(nodes):
+            used = [one for one in view.numa_used if one.node == node.node]
+            vcpus = node.vcpus * overcommit * VCPU_MILLI // 1000 - sum(one.vcpus for one in used) * VCPU_MILLI
+            self.node_free[:, slot, place] = (vcpus, node.memory_mib - sum(one.memory_mib for one in used))
+
+    def shift(self, place: int, share: Share, sign: int) -> None:
+        """Gives a share away (1) or takes it back (-1)."""
+        free = self.free
+        free[VCPU, place] -= sign * share.vcpu_milli
+        free[MEMORY, place] -= sign * share.memory_mib
+        free[DISK, place] -= sign * share.disk_mib
+        free[SLOTS, place] -= sign * share.sandboxes
+        for one in share.gpus:
+            slot = self.slots[place].get(one.device_id)
+            if slot is not None:
+                self.device_free[slot, place] -= sign * one.milli
+        if share.numa_node != ANY_NODE:
+            self._shift_node(place, share, sign)
+        if self.host_kind[place]:
+            self.refresh(place)
+
+    def _shift_node(self, place: int, share: Share, sign: int) -> None:
+        nodes = self.views[place].record.numa_nodes
+        slot = next((slot for slot, node in enumerate(nodes) if node.node == share.numa_node), None)
+        if slot is not None and len(nodes) > 1:
+            self.node_free[0, slot, place] -= sign * share.vcpu_milli
+            self.node_free[1, slot, place] -= sign * share.memory_mib
+
+    def refresh(self, place: int) -> None:
+        """What follows from a host's free devices and vCPUs."""
+        kind = int(self.host_kind[place])
+        if not kind:
+            return
+        free = self.device_free[:, place].tolist()
+        self.whole[place] = free.count(DEVICE_MILLI)
+        self.value[place] = self.values.of_host(kind, int(self.free[VCPU, place]), free)
+        switches: dict[str, int] = {}
+        nodes: dict[int, int] = {}
+        gpus = {gpu.device_id: gpu for gpu in self.views[place].record.gpus}
+        for device_id, slot in self.slots[place].items():
+            if free[slot] == DEVICE_MILLI:
+                gpu = gpus[device_id]
+                switches[gpu.pcie_switch] = switches.get(gpu.pcie_switch, 0) + 1
+                nodes[gpu.numa_node] = nodes.get(gpu.numa_node, 0) + 1
+        self.switch_most[place] = max(switches.values(), default=0)
+        self.node_most[place] = max(nodes.values(), default=0)
+
+    def set_values(self, values: Values) -> None:
+        """What idle devices are worth from now on."""
+        self.values = values
+        for place in np.flatnonzero(self.host_kind[: len(self.ids)]).tolist():
+            self.refresh(place)
+
+    def rack_of(self, place: int) -> str:
+        """The host's label `rack`, NO_RACK without one."""
+        labels = self.views[place].record.labels
+        return next((label.value for label in labels if label.name == RACK_LABEL), NO_RACK)

@@ -1,0 +1,219 @@
+"""One row per request class: every host's score for it, kept up with the hosts that changed since its last use. PURE.
+
+A row is what makes a decision's cost nearly flat in the number of hosts: between two uses of a class only few hosts change, and the
+best of a row is found in the best of its blocks.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from fleet.model.host import Accelerator, HostImage
+from fleet.model.ids import NO_DIGEST, Digest
+from fleet.model.sandbox import ImageRef, Label
+from scheduler.placement.demand import DEVICE_MILLI, Demand, takes_device
+from scheduler.placement.fragmentation import COUNTS, FREES, NO_DEVICES, DeviceKind
+from scheduler.placement.hosts import ACCELERATORS, MEMORY, OPEN, SHARE_BITS, SLOTS, VCPU, WHOLE, Bools, Hosts, Ints
+from scheduler.placement.weights import Weights
+
+# Lower than any score, and still far from where sums overflow: what a host that cannot carry the class has.
+NEVER = -(1 << 60)
+# Scores below this are NEVER with something added.
+NEARLY_NEVER = -(1 << 59)
+# Hosts whose best is kept together: the root of 50,000, so that both looks for the best are as short.
+BLOCK = 256
+# More losses than these make no host worse: it backs off for an hour by then.
+LOSSES_MAX = 8
+# An image that is asked for by its digest alone.
+ANY_NAME = ""
+
+V = TypeVar("V")
+# The places of hosts, or all of them.
+Places = Ints | slice
+
+
+def held_digest(image: ImageRef, images: Iterable[HostImage]) -> Digest:
+    """The digest under which a host with `images` holds `image`, NO_DIGEST when it does not."""
+    held = (one.digest for one in images if image.name in (ANY_NAME, one.name))
+    return next((digest for digest in held if image.digest in (NO_DIGEST, digest)), NO_DIGEST)
+
+
+class Row:
+    """Scores of one class; `seen` is how much of the log of changed hosts is in them."""
+
+    def __init__(self, hosts: Hosts, demand: Demand, weights: Weights) -> None:
+        self.hosts = hosts
+        self.demand = demand
+        self.weights = weights
+        self.seen = 0
+        self.need = np.array([self._need_on(one) for one in ACCELERATORS], np.int64).T.copy()
+        labels, tolerated = frozenset(demand.labels), frozenset(demand.tolerations)
+        # Labels, taints, network modes and images, in the order of `aspects`.
+        self.passes: tuple[_Asked, ...] = (
+            _Table(hosts.labels.values, lambda held: labels <= held),
+            _Table(hosts.taints.values, lambda taints: taints <= tolerated),
+            _Table(hosts.networks.values, lambda modes: demand.network_mode in modes),
+            _Table(hosts.images.values, lambda images: held_digest(demand.image, images) != NO_DIGEST),
+        )
+        self._preferred = _Table(hosts.labels.values, self._preference)
+        self._device_ok = _Table(hosts.kinds.values, self._takes_kind)
+        size = len(hosts)
+        self.base = np.empty(size, np.int64)
+        self.scores = np.full(-(-size // BLOCK) * BLOCK, NEVER, np.int64)
+        self.blocks = self.scores.reshape(-1, BLOCK)
+        self.best = np.full(len(self.blocks), NEVER, np.int64)
+        self.rebase(slice(0, size))
+        self.renew()
+
+    def _need_on(self, accelerator: Accelerator) -> tuple[int, int, int, int]:
+        demand = self.demand
+        return demand.vcpu_milli, demand.memory_on(accelerator), demand.disk_mib, 1
+
+    def _preference(self, held: frozenset[Label]) -> int:
+        wanted = frozenset(self.demand.prefer_labels)
+        return WHOLE * len(wanted & held) // max(1, len(wanted))
+
+    def _takes_kind(self, kind: DeviceKind) -> bool:
+        takes = takes_device(self.demand)
+        return kind != NO_DEVICES and takes(kind.model, kind.memory_mib, kind.is_shareable)
+
+    def rebase(self, places: Places) -> None:
+        """Looks again at what does not change with the room that is left."""
+        hosts = self.hosts
+        passes: Bools = np.asarray(hosts.status[places] == OPEN)
+        for aspect, numbers in zip(self.passes, hosts.aspects[:, places], strict=True):
+            passes &= aspect.look_up(numbers) != 0
+        weights = self.weights
+        base = weights.health * (np.minimum(hosts.losses[places], LOSSES_MAX) * -(WHOLE // LOSSES_MAX))
+        if self.demand.prefer_labels:
+            base += weights.preferred_labels * self._preferred.look_up(hosts.aspects[0, places])
+        self.base[places] = np.where(passes, base, NEVER)
+
+    def renew(self) -> None:
+        """Every host's score anew."""
+        size = len(self.hosts)
+        self.scores[:size] = self.evaluate(slice(0, size))
+        self.best[:] = self.blocks.max(axis=1)
+
+    def catch_up(self, places: Ints) -> None:
+        """The scores of hosts that changed."""
+        self.scores[places] = self.evaluate(places)
+        touched = places // BLOCK
+        self.best[touched] = self.blocks[touched].max(axis=1)
+
+    def evaluate(self, places: Places, terms: dict[str, Ints] | None = None) -> Ints:
+        """The scores of some hosts, NEARLY_NEVER or below for those that cannot; `terms` takes up each part, weighted."""
+        hosts, weights = self.hosts, self.weights
+        left = hosts.free[:, places] - self.need[:, hosts.accelerator[places]]
+        fits: Bools = np.asarray((left >= 0).all(axis=0))
+        packing = (left[:SLOTS] * hosts.per_unit[:, places]) >> SHARE_BITS
+        packing *= self._packing_weights
+        score: Ints = self.base[places] - packing.sum(axis=0)
+        if len(hosts.device_free):
+            worth, can = self._devices(places, left[VCPU])
+            fits &= can
+            worth *= weights.fragmentation
+            score += worth
+            if terms is not None:
+                terms["fragmentation"] = worth
+        elif self.demand.gpus:
+            fits[:] = False
+        if self.demand.gpus > 1 and not self.demand.is_fraction:
+            near = weights.device_fit * self._device_fit(places)
+            score += near
+            if terms is not None:
+                terms["device_fit"] = near
+        if hosts.has_nodes:
+            node = weights.numa_fit * self._node_fit(places)
+            score += node
+            if terms is not None:
+                terms["numa_fit"] = node
+        if terms is not None:
+            for name, part in zip(("vcpu_packing", "memory_packing", "disk_packing"), -packing, strict=True):
+                terms[name] = part
+            terms["host"] = self.base[places]
+        score += (fits.astype(np.int64) - 1) * -NEVER
+        return score
+
+    @property
+    def _packing_weights(self) -> Ints:
+        weights = self.weights
+        return np.array([[weights.vcpu_packing], [weights.memory_packing], [weights.disk_packing]], np.int64)
+
+    def eligible(self, places: Places) -> Bools:
+        """Which devices can serve the class when free, in rows as `device_free`."""
+        able: Bools = self._device_ok.look_up(self.hosts.device_kind[:, places]) != 0
+        return able
+
+    def _devices(self, places: Places, vcpu_left: Ints) -> tuple[Ints, Bools]:
+        """By how much the worth of each host's devices changes, and whether they suffice."""
+        hosts, demand = self.hosts, self.demand
+        values, free = hosts.values, hosts.device_free[:, places]
+        level = np.searchsorted(values.levels, vcpu_left, "right")
+        part = hosts.host_kind[places] * (len(values.levels) + 1) + level
+        offsets, counts = part * FREES, part * COUNTS + hosts.whole[places]
+        worth = values.flat_free[np.maximum(free, 0) + offsets]
+        after: Ints = worth.sum(axis=0) - hosts.value[places]
+        if not demand.gpus:
+            return after + values.flat_count[counts], np.ones(len(after), np.bool_)
+        eligible = self.eligible(places)
+        if not demand.is_fraction:
+            can = ((free == DEVICE_MILLI) & eligible).sum(axis=0) >= demand.gpus
+            after += values.flat_count[np.where(can, counts - demand.gpus, 0)]
+            return after - demand.gpus * values.flat_free[offsets + DEVICE_MILLI], can
+        after += values.flat_count[counts]
+        return self._fractions(free, eligible, worth, (after, offsets, counts))
+
+    def _fractions(self, free: Ints, eligible: Bools, worth: Ints, at: tuple[Ints, Ints, Ints]) -> tuple[Ints, Bools]:
+        """Parts of devices: the one whose use costs the least worth, as many times as devices are asked for."""
+        after, offsets, counts = at
+        values, milli = self.hosts.values, self.demand.gpu_milli
+        able = eligible & (free >= milli)
+        can: Bools = able.sum(axis=0) >= self.demand.gpus
+        opening = values.flat_count[counts] - values.flat_count[np.maximum(counts - 1, 0)]
+        cost = worth - values.flat_free[np.where(able, free - milli, 0) + offsets] + (free == DEVICE_MILLI) * opening
+        cost = np.where(able, cost, -NEVER)
+        if self.demand.gpus == 1:
+            after = after - cost.min(axis=0)
+        else:
+            after = after - np.where(can, np.sort(cost, axis=0)[: self.demand.gpus].sum(axis=0), 0)
+        return np.where(can, after, 0), can
+
+    def _device_fit(self, places: Places) -> Ints:
+        """Whether the devices asked for are behind one switch (all), or on one NUMA node (half)."""
+        hosts, gpus = self.hosts, self.demand.gpus
+        return (hosts.switch_most[places] >= gpus) * (WHOLE // 2) + (hosts.node_most[places] >= gpus) * (WHOLE // 2)
+
+    def _node_fit(self, places: Places) -> Ints:
+        """Whether vCPUs and memory fit on one NUMA node."""
+        hosts = self.hosts
+        memory = self.need[MEMORY, hosts.accelerator[places]]
+        vcpus, memories = hosts.node_free[:, :, places]
+        fits: Bools = ((vcpus >= self.demand.vcpu_milli) & (memories >= memory)).any(axis=0)
+        return fits * np.int64(WHOLE)
+
+
+class _Asked(Protocol):
+    """What has an answer for each number."""
+
+    def look_up(self, numbers: Ints) -> Ints:
+        """The answers for values by their numbers."""
+        ...
+
+
+class _Table(Generic[V]):
+    """An answer for each interned value, asked once."""
+
+    def __init__(self, values: Sequence[V], answer: Callable[[V], int]) -> None:
+        self._values = values
+        self._answer = answer
+        self._answers = np.zeros(0, np.int64)
+
+    def look_up(self, numbers: Ints) -> Ints:
+        """The answers for values by their numbers."""
+        known = len(self._answers)
+        if known < len(self._values):
+            more = [self._answer(value) for value in self._values[known:]]
+            self._answers = np.concatenate([self._answers, np.array(more, np.int64)])
+        return self._answers[numbers]
