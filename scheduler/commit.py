@@ -75,13 +75,14 @@ class Change:
     """What stands or falls together: the keys that must not have moved since it was decided, and the writes.
 
     With a `removal` the writes are not all there yet: `Committer.complete` adds what the sandbox leaves behind. `about` is the
-    sandbox of a placement or a refusal.
+    sandbox of a placement or a refusal; `values` are what some of the written keys stand for.
     """
 
     unmoved: tuple[Unmoved, ...]
     writes: tuple[Write, ...]
     removal: Removal | None = None
     about: SandboxId | None = None
+    values: tuple[tuple[str, object], ...] = ()
 
 
 Told = Callable[["Sequence[Change]", Committed], None]
@@ -271,7 +272,8 @@ def _created(change: Change, submission: Submission | None, place: int) -> Chang
     # The creation's conditions win: what is there already is never taken for its own. The id is put by both.
     conditions = {one.key: one for one in (*change.unmoved, *creation.unmoved)}
     writes = {one.key: one for one in (*creation.writes, *change.writes)}
-    return replace(change, unmoved=tuple(conditions.values()), writes=tuple(writes.values()))
+    values = (*change.values, *creation.values)
+    return replace(change, unmoved=tuple(conditions.values()), writes=tuple(writes.values()), values=values)
 
 
 def creation_of(record: SandboxRecord, actor: str, place: int = 0) -> Change:
@@ -283,7 +285,8 @@ def creation_of(record: SandboxRecord, actor: str, place: int = 0) -> Change:
     }
     absent = tuple(Unmoved(key, 0) for key in (*keys, tombstone_key(record.sandbox_id)))
     puts = tuple(Put(key, value) for key, value in keys.items())
-    return Change(absent, (*puts, events.created(record, actor, place)), about=record.sandbox_id)
+    values = ((puts[0].key, record),)
+    return Change(absent, (*puts, events.created(record, actor, place)), about=record.sandbox_id, values=values)
 
 
 def is_news(refusal: Refusal, known: Refusal | None) -> bool:
@@ -309,7 +312,8 @@ def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation,
         writes.append(Delete(refusal_key(assignment.sandbox_id)))
     host_keys = (fence, order, cordon_key(assignment.host_id), alive_key(assignment.host_id))
     conditions = unmoved(snapshot, _record_of(assignment), claim, *host_keys)
-    return Change(conditions, tuple(writes), about=assignment.sandbox_id)
+    values = ((order, assignment), (fence, reservation))
+    return Change(conditions, tuple(writes), about=assignment.sandbox_id, values=values)
 
 
 def _gone_with(snapshot: Snapshot, removal: Removal) -> list[str]:
