@@ -158,16 +158,21 @@ async def _serve(folder: Path) -> None:
         log_dir=folder / "log",
         inventory=InventorySettings(capacity, {"kind": LABEL}),
     )
+    await serve_simulated(config, SimulatedHypervisor())
+
+
+async def serve_simulated(config: HostdConfig, hypervisor: SimulatedHypervisor) -> None:
+    """hostd with that configuration and machine room, until SIGTERM."""
     for path in (config.state_dir, config.run_dir, config.log_dir):
-        path.mkdir()
+        path.mkdir(exist_ok=True)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    store = open_etcd(config.etcd, tls)
+    host_id = HostId(config.host_id)
+    store = open_etcd(config.etcd, config.tls)
     images, sources = ImageStore(config.images_dir), SourceStore(config.state_dir / "sources")
     orders = Orders(config.state_dir)
-    room = Room(HostId(SECOND_HOST), store, sources, config.sources, named=orders.named_sources)
-    sourcing = Sourcing(HostId(SECOND_HOST), store, sources, tls, room)
-    hypervisor = SimulatedHypervisor()
+    room = Room(host_id, store, sources, config.sources, named=orders.named_sources)
+    sourcing = Sourcing(host_id, store, sources, config.tls, room)
     drivers = Drivers(hypervisor, SimulatedNetwork(), SimulatedDisks(), images, sourcing)
     links = BeatingLinks(hypervisor)
     reason = "no VM runs here: domains are simulated"

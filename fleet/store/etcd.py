@@ -39,6 +39,8 @@ from fleet.store.port import (
 CALL_TIMEOUT_S = 5.0
 # A member that is silent for so long is left for the next one: past a hiccup of its disk, and three fit into CALL_TIMEOUT_S.
 ASK_TIMEOUT_S = 1.5
+# What was proposed to a leader that died is lost in silence (measured); one that waits for an election is through by then.
+TRANSACT_TIMEOUT_S = 3.0
 # A lease is renewed when two thirds of it are left: within a fifth each, two members may be silent and the third is asked in time.
 RENEWALS_PER_TTL = 5
 PAGE_KEYS = 1000
@@ -105,7 +107,7 @@ class EtcdStore:
             compare=[_compare(one) for one in conditions], success=[_operation(one) for one in writes]
         )
         # Once: the outcome of a transaction whose answer is missing is unknown, and its caller looks again.
-        reply = await self._call(lambda stubs: stubs.kv.Txn, request, CALL_TIMEOUT_S)
+        reply = await self._call(lambda stubs: stubs.kv.Txn, request, TRANSACT_TIMEOUT_S)
         return Committed(reply.succeeded, reply.header.revision)
 
     def watch(self, prefix: str, from_revision: int) -> Watch:

@@ -43,13 +43,14 @@ class Libvirt:
 
     folder: Path
     has_kvm: bool
+    within: tuple[str, ...]
     log: Program
     daemon: Program
 
     def restart_daemon(self) -> None:
         """Ends libvirtd and starts it again, as an update would; domains run on."""
         self.daemon.stop()
-        self.daemon = _start_daemon(self.folder, has_kvm=self.has_kvm)
+        self.daemon = _start_daemon(self.folder, self.within, has_kvm=self.has_kvm)
 
     def stop(self) -> None:
         """Ends both, and removes the cgroups that libvirt keeps for VMs if they are empty; domains that still run go on."""
@@ -60,32 +61,39 @@ class Libvirt:
                 path.rmdir()
 
 
-def start_libvirt(folder: Path, *, has_kvm: bool) -> Libvirt:
-    """Starts both daemons and returns when they serve; needs root and a private /run. `has_kvm`: a probe guest has run on it."""
+def start_libvirt(folder: Path, *, has_kvm: bool, within: tuple[str, ...] = ()) -> Libvirt:
+    """Starts both daemons and returns when they serve; needs root and a private /run. `has_kvm`: a probe guest has run on it.
+
+    `within` is put before each command line: it names the machine to run on, where that is not this one.
+    """
     conf = folder / "etc" / "libvirt"
     conf.mkdir(parents=True)
     (conf / "qemu.conf").write_text(QEMU_CONF)
     (conf / "libvirtd.conf").write_text(LIBVIRTD_CONF)
     (conf / "virtlogd.conf").write_text(VIRTLOGD_CONF)
-    log = _start(folder, "virtlogd", VIRTLOGD_SOCKET.exists, has_kvm=has_kvm)
-    return Libvirt(folder, has_kvm, log, _start_daemon(folder, has_kvm=has_kvm))
+    log = _start(folder, "virtlogd", within, lambda: _exists(VIRTLOGD_SOCKET, within), has_kvm=has_kvm)
+    return Libvirt(folder, has_kvm, within, log, _start_daemon(folder, within, has_kvm=has_kvm))
 
 
-def _start_daemon(folder: Path, *, has_kvm: bool) -> Program:
-    return _start(folder, "libvirtd", _is_serving, has_kvm=has_kvm)
+def _start_daemon(folder: Path, within: tuple[str, ...], *, has_kvm: bool) -> Program:
+    return _start(folder, "libvirtd", within, lambda: _is_serving(within), has_kvm=has_kvm)
 
 
-def _start(folder: Path, name: str, is_ready: Callable[[], bool], *, has_kvm: bool) -> Program:
+def _start(folder: Path, name: str, within: tuple[str, ...], is_ready: Callable[[], bool], *, has_kvm: bool) -> Program:
     # unshare and the script exec: the process is the daemon itself.
-    arguments = ["unshare", "--mount", str(SCRIPT), str(folder), str(QEMU_ID)]
+    arguments = [*within, "unshare", "--mount", str(SCRIPT), str(folder), str(QEMU_ID)]
     arguments += ["show-kvm" if has_kvm else "hide-kvm", name]
     env = {"PATH": f"/usr/sbin:/sbin:{os.environ['PATH']}"}
     return start_program(name, arguments, folder / f"{name}.log", is_ready, env)
 
 
-def _is_serving() -> bool:
+def _exists(path: Path, within: tuple[str, ...]) -> bool:
+    return subprocess.run([*within, "test", "-e", str(path)], stdin=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def _is_serving(within: tuple[str, ...]) -> bool:
     # The socket listens before the drivers are ready; a call is answered only afterwards.
-    if not LIBVIRT_SOCKET.exists():
+    if not _exists(LIBVIRT_SOCKET, within):
         return False
-    probe = ["virsh", "--connect", LIBVIRT_URI, "list"]
+    probe = [*within, "virsh", "--connect", LIBVIRT_URI, "list"]
     return subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
