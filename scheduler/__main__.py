@@ -51,6 +51,7 @@ from scheduler.api.secret_values import SecretService
 from scheduler.api.usage import UsageService
 from scheduler.cycle import Cycle
 from scheduler.issuer import EnrolmentConfig, Issuer
+from scheduler.placement.weights import Weights
 from scheduler.quotas import Quotas
 from scheduler.state import FleetState
 from scheduler.submissions import Submissions
@@ -79,6 +80,9 @@ _EPILOG = """example of a configuration:
   writes_per_s = 200             # of one caller
   submissions_max = 10000        # creations that wait to be placed
   cycles_kept_s = 3600           # how long a decision can be recomputed
+
+  [weights]                      # of placement, see docs/placement.md
+  fragmentation = 100
 """
 
 log = structlog.get_logger()
@@ -95,6 +99,7 @@ class Config:
     log_level: str = "info"
     enrolment: EnrolmentConfig | None = None
     limits: Quotas = field(default_factory=Quotas)
+    weights: Weights = field(default_factory=Weights)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,7 +130,7 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     A store that is away, at the start too, is waited for: until then calls answer UNAVAILABLE.
     """
     mirror = Mirror(store, ROOT)
-    state = FleetState(mirror)
+    state = FleetState(mirror, config.weights)
     channels = HostChannels(config.tls)
     election = Election(store, LEADER, config.name, LEADER_TTL_S, time.monotonic)
     election.on_won(mirror.wake)

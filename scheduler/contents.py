@@ -23,6 +23,7 @@ from fleet.store import keyspace
 from fleet.store.keyspace import ROOT
 from fleet.store.port import KeyValue
 from scheduler.placement.snapshot import Snapshot, Sums, set_aside
+from scheduler.placement.upkeep import ClusterUpkeep
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -56,9 +57,11 @@ class Contents:
     """Everything under ROOT, decoded; `snapshot` is a view that every `put` moves on.
 
     `touched` are the sandboxes, and `stirred` the hosts, about which something may be due; whoever takes them empties them.
+    `upkeep` hears of each host and source that changes, too.
     """
 
-    def __init__(self, written: Written | None = None) -> None:
+    def __init__(self, written: Written | None = None, upkeep: ClusterUpkeep | None = None) -> None:
+        self._upkeep = upkeep or ClusterUpkeep()
         self._written = written or Written()
         self._mod_revisions: dict[str, int] = {}
         self._digest = 0
@@ -197,7 +200,7 @@ class Contents:
         host_id = HostId(segments[0])
         is_news = (host_id in self._alive) != (entry is not None)
         (self._alive.discard if entry is None else self._alive.add)(host_id)
-        self.stirred.add(host_id)
+        self._stir(host_id)
         if is_news:
             self.touched |= self._sums.sandboxes_on.get(host_id, set())
 
@@ -207,6 +210,7 @@ class Contents:
         (holders.discard if entry is None else holders.add)(host_id)
         if not holders:
             del self._sources[source]
+        self._upkeep.stir_source(source)
 
     def _put_cordon(self, key: str, segments: list[str], entry: KeyValue | None) -> None:
         # A host is cordoned by the key: what cannot be read of it takes the reason away, not the cordon.
@@ -247,6 +251,7 @@ class Contents:
     def _stir(self, host_id: HostId) -> None:
         self._sums.check_host(self.snapshot, host_id)
         self.stirred.add(host_id)
+        self._upkeep.stir(host_id)
 
     def _mark_opaque(self, key: str, *, is_opaque: bool) -> None:
         if is_opaque == (key in self._opaque):

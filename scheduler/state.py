@@ -6,7 +6,10 @@ from fleet.errors import UnavailableError
 from fleet.model.ids import HostId, SandboxId
 from fleet.store.mirror import Changes, Mirror
 from scheduler.contents import Contents, Written
+from scheduler.placement.cluster import Cluster
 from scheduler.placement.snapshot import Snapshot
+from scheduler.placement.upkeep import ClusterUpkeep
+from scheduler.placement.weights import Weights
 
 # A write is in the mirror within milliseconds; longer than this, and the caller is told instead of left waiting.
 SEEN_TIMEOUT_S = 5.0
@@ -18,10 +21,11 @@ class FleetState:
     A snapshot is a view that moves on with the store: read it without awaiting in between, or take a new one afterwards.
     """
 
-    def __init__(self, mirror: Mirror) -> None:
+    def __init__(self, mirror: Mirror, weights: Weights | None = None) -> None:
         self._mirror = mirror
         self.written = Written()
-        self._contents = Contents(self.written)
+        self._upkeep = ClusterUpkeep(weights)
+        self._contents = Contents(self.written, self._upkeep)
         mirror.on_change(self._follow)
 
     def snapshot(self) -> Snapshot:
@@ -29,6 +33,10 @@ class FleetState:
         if self._contents.snapshot.revision != self._mirror.revision:
             return self._contents.advance(self._mirror.revision)
         return self._contents.snapshot
+
+    def cluster(self, now_ms: int) -> Cluster:
+        """The hosts as the snapshot has them; whoever takes of it undoes that before the next await."""
+        return self._upkeep.refresh(self.snapshot(), now_ms)
 
     def fresh(self) -> Snapshot:
         """The store as it is now; raises UnavailableError `store_unavailable` while it is away."""

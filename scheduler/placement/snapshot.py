@@ -12,7 +12,7 @@ from fleet.model.assignment import Assignment, GpuShare, Refusal
 from fleet.model.budget import Balance, Budget, Charged, Meter, Prices
 from fleet.model.host import Capacity, HostCordon, HostLosses, HostRecord, Reservation
 from fleet.model.ids import NO_SANDBOX, Digest, HostId, SandboxId, Tenant
-from fleet.model.sandbox import ENDED_PHASES, Amounts, Goal, Phase, SandboxRecord, SandboxStatus
+from fleet.model.sandbox import ENDED_PHASES, Amounts, Goal, Phase, Resources, SandboxRecord, SandboxStatus
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -101,7 +101,7 @@ class Sums:
     """What follows from a snapshot's parts, kept up with each change of one: no look at it costs more for more sandboxes.
 
     `pending` are the sandboxes that wait for room; `misreserved` are the hosts whose reservation is not the sum it must be;
-    `uncharged` are those whose meter is newer than what of it was charged.
+    `uncharged` are those whose meter is newer than what of it was charged; `device_hosts` have GPUs.
     """
 
     def __init__(self) -> None:
@@ -110,6 +110,8 @@ class Sums:
         self.tenants_on: dict[HostId, dict[Tenant, int]] = {}
         self.sandboxes_on: dict[HostId, set[SandboxId]] = {}
         self.records_of: dict[Tenant, int] = {}
+        self.resources_of: dict[Resources, int] = {}
+        self.device_hosts: set[HostId] = set()
         self.children: dict[SandboxId, set[SandboxId]] = {}
         self.pending: set[SandboxId] = set()
         self.misreserved: set[HostId] = set()
@@ -153,6 +155,7 @@ class Sums:
     def count_record(self, record: SandboxRecord, sign: int) -> None:
         """A record has come (1) or gone (-1)."""
         _count(self.records_of, record.tenant, sign)
+        _count(self.resources_of, record.spec.resources, sign)
         if record.spec.parent != NO_SANDBOX:
             _join(self.children, record.spec.parent, record.sandbox_id, is_in=sign > 0)
 
@@ -161,8 +164,10 @@ class Sums:
         _member(self.pending, sandbox_id, is_in=is_pending)
 
     def check_host(self, snapshot: Snapshot, host_id: HostId) -> None:
-        """Looks again whether a host's reservation is the sum it must be."""
+        """Looks again whether a host has devices, and whether its reservation is the sum it must be."""
         nothing = Reservation(host_id)
+        host = snapshot.hosts.get(host_id)
+        _member(self.device_hosts, host_id, is_in=host is not None and bool(host.gpus))
         said, true = snapshot.reservations.get(host_id, nothing), self.reserved_by_host.get(host_id, nothing)
         _member(self.misreserved, host_id, is_in=said != true and host_id not in snapshot.opaque_hosts)
 

@@ -10,16 +10,20 @@ from hypothesis import strategies as st
 from fleet.codec import encode
 from fleet.model.assignment import GpuShare
 from fleet.model.budget import Balance, Budget, Charged, Meter, Prices
-from fleet.model.host import HostCordon, HostLosses, Reservation
+from fleet.model.host import Gpu, HostCordon, HostLosses, NumaNode, Reservation
 from fleet.model.ids import NO_SANDBOX, HostId, Tenant
-from fleet.model.sandbox import Amounts, Goal, Limits, Phase
+from fleet.model.sandbox import Amounts, Goal, Limits, Phase, Resources
 from fleet.store import keyspace
 from fleet.store.port import KeyValue
 from scheduler.contents import Contents, snapshot_of
+from scheduler.placement.demand import ANYWHERE, Wish, demand_of
 from scheduler.placement.snapshot import Snapshot, Sums
+from scheduler.placement.upkeep import ClusterUpkeep, cluster_of
 from tests.unit.scheduler.build import DEMO, NOW_MS, OTHER, SOURCE, assignment, host, record, sandbox_id, spec, status
 
 HOSTS = [HostId("a"), HostId("b")]
+DEVICES = (Gpu("g0", "A100", 40_960, is_shareable=True), Gpu("g1", "A100", 40_960, numa_node=1))
+NODES = (NumaNode(0, 4, 4096), NumaNode(1, 4, 4096))
 numbers, tenants, carriers = st.integers(0, 3), st.sampled_from([DEMO, OTHER]), st.sampled_from(HOSTS)
 devices = st.lists(st.builds(GpuShare, st.sampled_from(["g0", "g1"]), st.integers(1, 1000)), max_size=2)
 unreadable = st.sampled_from([b"\xff\xff", b""])
@@ -33,7 +37,7 @@ def of_sandboxes(draw: st.DrawFn) -> tuple[str, bytes]:
     wish = replace(record(number), tenant=tenant, spec=spec(number, parent=parent), goal=draw(st.sampled_from(Goal)))
     wish = replace(wish, run=draw(st.integers(1, 2)), placement=draw(st.integers(1, 2)))
     order = assignment(wish, host(host_id), gpus=tuple(draw(devices)), run=draw(st.integers(1, 2)))
-    order = replace(order, placement=draw(st.integers(1, 3)))
+    order = replace(order, placement=draw(st.integers(1, 3)), numa_node=draw(st.integers(-1, 1)))
     said = status(order, draw(st.sampled_from(Phase)), released=draw(st.booleans()))
     return draw(
         st.sampled_from(
@@ -53,7 +57,7 @@ def of_hosts(draw: st.DrawFn) -> tuple[str, bytes]:
     """What there is by host."""
     host_id, amount = draw(carriers), draw(st.integers(0, 2))
     values: list[tuple[Callable[[HostId], str], Any]] = [
-        (keyspace.host_key, host(host_id)),
+        (keyspace.host_key, host(host_id, gpus=DEVICES[:amount], numa_nodes=NODES[:amount])),
         (keyspace.cordon_key, HostCordon(host_id, "me", NOW_MS)),
         (keyspace.losses_key, HostLosses(host_id, (NOW_MS,), NOW_MS + amount)),
         (keyspace.reservation_key, Reservation(host_id, amount, 512 * amount, 1024 * amount, amount)),
@@ -135,6 +139,36 @@ def test_sums_are_what_they_say(history: list[tuple[str, bytes | None]]) -> None
         (one for one in kept.records.values() if kept.is_pending(one)),
         key=lambda one: (one.created_at_ms, one.sandbox_id),
     )
+
+
+DEMANDS = [
+    demand_of(spec(0)),
+    demand_of(spec(0, resources=Resources(4, 4096, 4096))),
+    demand_of(spec(0, resources=Resources(1, 512, 1024, gpus=1))),
+    demand_of(spec(0, resources=Resources(1, 512, 1024, gpus=1, gpu_milli=500))),
+]
+WISHES = [ANYWHERE, Wish(DEMO, (SOURCE,)), Wish(OTHER, avoid_hosts=frozenset([HOSTS[0]]))]
+
+
+@given(histories(), st.lists(st.integers(0, 2), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_the_kept_cluster_is_one_made_anew(history: list[tuple[str, bytes | None]], looks: list[int]) -> None:
+    """However often it was brought up to date on the way, it chooses, refuses and explains as one made from the snapshot."""
+    upkeep, entries = ClusterUpkeep(), dict[str, KeyValue]()
+    contents, now_ms = Contents(upkeep=upkeep), NOW_MS
+    for revision, (key, value) in enumerate(history, 1):
+        before = entries.pop(key, None)
+        if value is not None and f"/{OTHER}/" not in key:
+            entries[key] = KeyValue(key, value, revision, revision)
+        contents.put(key, before, entries.get(key))
+        if revision < len(looks):
+            now_ms += looks[revision]
+            upkeep.refresh(contents.advance(revision), now_ms)
+    kept, anew = upkeep.refresh(contents.advance(len(history)), now_ms), cluster_of(contents.snapshot, now_ms)
+    for demand in DEMANDS:
+        for wish in WISHES:
+            assert kept.choose(demand, wish) == anew.choose(demand, wish)
+            assert kept.explain(demand, wish) == anew.explain(demand, wish)
 
 
 @given(histories())
