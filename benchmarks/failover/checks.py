@@ -84,18 +84,19 @@ async def violations(fleet: RackFleet, watch: StoreWatch, load: Load, sampler: V
         promise = load.promises.get(sandbox_id)
         if promise is not None and promise.kind is Kind.REAL and promise.goal is Goal.RUN:
             tokens = await load.tokens(sandbox_id)
+            load.tokens_seen |= set(tokens)
             if len(tokens) != 1:
                 found.append(f"{sandbox_id} on {sandbox.host_id}: its agent has started {len(tokens)} times")
     return found
 
 
-async def leftovers(watch: StoreWatch) -> list[str]:
+async def leftovers(watch: StoreWatch, load: Load) -> list[str]:
     """What is left once everything was destroyed."""
     snapshot = await watch.snapshot()
     found = [f"{one}: its record is left" for one in snapshot.records]
     found += [f"{one}: its assignment is left" for one in snapshot.assignments]
     found += [f"{one.host_id}: {one} is left" for one in snapshot.reservations.values() if one.sandboxes]
-    return found + [f"{one}: its VM is left" for one in running_vms()]
+    return found + [f"{one}: its VM is left" for one in running_vms() if one in load.promises]
 
 
 def _unsettled(load: Load, listed: Mapping[SandboxId, Sandbox]) -> list[str]:

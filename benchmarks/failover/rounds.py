@@ -85,6 +85,7 @@ async def run_rounds(
     return {
         "rounds": [one.to_json() for one in rounds],
         "sandboxes": len(scene.load.promises),
+        "starts of real guests": len(scene.load.tokens_seen),
         "requests repeated": scene.load.retries,
         "slowest acknowledgement, seconds": round(scene.load.slowest_s, 3),
         "looks at running VMs": sampler.samples,
@@ -142,7 +143,7 @@ async def _end(scene: Scene) -> list[str]:
         for sandbox_id, promise in load.promises.items():
             if promise.goal is not Goal.REMOVE:
                 group.create_task(load.destroy(sandbox_id))
-    return [*await settle(load), *await leftovers(scene.watch)]
+    return [*await settle(load), *await leftovers(scene.watch, load)]
 
 
 def _running(load: Load) -> list[SandboxId]:

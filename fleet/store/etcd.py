@@ -63,8 +63,11 @@ _OPTIONS = {
 }
 
 
-def open_etcd(endpoints: Sequence[str], tls: TlsFiles) -> "EtcdStore":
-    """The store at `endpoints` ("ip:port" each, one cluster), over mutual TLS; connects when first used."""
+def open_etcd(endpoints: Sequence[str], tls: TlsFiles, first: int | None = None) -> "EtcdStore":
+    """The store at `endpoints` ("ip:port" each, one cluster), over mutual TLS; connects when first used.
+
+    `first` is the index of the member to begin with; the programs of a fleet spread over them without it.
+    """
     options = list({**dict(channel_options(ETCD_SERVER_NAME)), **_OPTIONS}.items())
     credentials = LiveCredentials(tls)
 
@@ -72,7 +75,7 @@ def open_etcd(endpoints: Sequence[str], tls: TlsFiles) -> "EtcdStore":
         opened = partial(grpc.aio.secure_channel, endpoint, options=options)
         return Member(endpoint, LiveChannel(credentials, opened, LINGER_S))
 
-    return EtcdStore(Members([member(endpoint) for endpoint in endpoints], os.getpid()))
+    return EtcdStore(Members([member(endpoint) for endpoint in endpoints], os.getpid() if first is None else first))
 
 
 class EtcdStore:
@@ -166,7 +169,9 @@ class EtcdStore:
     async def _call(self, method: "_Method", request: Any, timeout_s: float) -> Any:
         member = self._members.current()
         with self._leaving(member):
-            return await method(member.stubs())(request, timeout=timeout_s)
+            reply = await method(member.stubs())(request, timeout=timeout_s)
+            member.has_answered = True
+            return reply
 
     @contextmanager
     def _leaving(self, member: Member) -> Iterator[None]:
@@ -188,7 +193,7 @@ class EtcdStore:
         member.watches.add(stream)
         try:
             with self._leaving(member):
-                await stream.write(rpc.WatchRequest(create_request=creation))
+                await _write_first(stream, rpc.WatchRequest(create_request=creation), ASK_TIMEOUT_S)
             yield self._batches(stream, member)
         finally:
             member.watches.discard(stream)
@@ -217,7 +222,7 @@ def _keep_alive(stubs: Stubs) -> Any:
     async def once(request: Any, timeout: float) -> Any:  # noqa: ASYNC109 (as grpc's own methods)
         stream = stubs.lease.LeaseKeepAlive(timeout=timeout, metadata=REQUIRE_LEADER)
         try:
-            await stream.write(request)
+            await _write_first(stream, request, timeout)
             reply = await stream.read()
         finally:
             stream.cancel()
@@ -226,6 +231,16 @@ def _keep_alive(stubs: Stubs) -> Any:
         return reply
 
     return once
+
+
+async def _write_first(stream: Any, request: Any, timeout_s: float) -> None:
+    # grpc.aio waits for ever to write to a stream that is cancelled before its connection stands (measured with 1.85).
+    try:
+        async with asyncio.timeout(timeout_s):
+            await stream.write(request)
+    except TimeoutError as error:
+        message = f"etcd took no request for {timeout_s:.1f} s"
+        raise StoreUnavailableError("store_unavailable", message, "check etcd and the way to it") from error
 
 
 def _end_of_watch(compact_revision: int) -> BedplateError:

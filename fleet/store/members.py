@@ -49,6 +49,8 @@ class Member:
     def __init__(self, endpoint: str, channel: LiveChannel) -> None:
         self.endpoint = endpoint
         self.watches: set[Any] = set()
+        # Whether it has answered since it was left last.
+        self.has_answered = True
         self._channel = channel
         self._stubs = Stubs(channel.get())
 
@@ -104,6 +106,8 @@ class Members:
     def _move(self, step: int) -> None:
         left = self._members[self._index]
         self._index = (self._index + step) % len(self._members)
-        log.warning("etcd.left", endpoint=left.endpoint, next=self._members[self._index].endpoint)
+        if left.has_answered:
+            left.has_answered = False
+            log.warning("etcd.left", endpoint=left.endpoint, next=self._members[self._index].endpoint)
         for call in tuple(left.watches):
             call.cancel()

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
+from pathlib import Path
 
 from fleet.errors import HostFaultError
 
@@ -43,8 +44,8 @@ class Machine:
     holder: "subprocess.Popen[bytes]" = field(repr=False)
 
     def within(self) -> tuple[str, ...]:
-        """What to put before a command line so that it runs on this machine; the process is the command's own."""
-        return ("nsenter", "--target", str(self.holder.pid), "--mount", "--net", "--")
+        """What to put before a command line so that it runs on this machine, in this folder; the process is the command's own."""
+        return ("nsenter", "--target", str(self.holder.pid), "--mount", "--net", f"--wd={Path.cwd()}", "--")
 
 
 class Rack:
@@ -89,6 +90,8 @@ class Rack:
     def stop(self) -> None:
         """Takes the machines and the bridge away; what runs on a machine must have ended."""
         for machine in self.machines.values():
+            # With its namespace alone it would go some time later.
+            _run("ip", "link", "delete", LINK_PREFIX + machine.name)
             assert machine.holder.stdin is not None
             assert machine.holder.stdout is not None
             machine.holder.stdin.close()

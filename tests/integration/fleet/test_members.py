@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from fleet.identity import Identity, KeyPair, Role, TlsFiles
 from fleet.store.etcd import EtcdStore, open_etcd
 from fleet.store.lease import LeaseKeeper
 from fleet.store.mirror import Mirror
-from fleet.store.port import Put
+from fleet.store.port import Put, StoreUnavailableError
 from provisioning.embedded.etcd import EtcdMember, is_serving, start_member
 from provisioning.embedded.machines import DESK, Rack
 from provisioning.embedded.pki import add_certificate, create_pki, tls_files
@@ -153,6 +154,27 @@ async def test_a_deaf_leader_gives_way(cluster: Cluster) -> None:
     cluster.rack.heal()
     assert committed
     await store.close()
+
+
+async def test_a_watch_that_was_not_answered_yet_moves_on(cluster: Cluster) -> None:
+    """The first member takes the connection and nothing more: a watch that waits there is taken to the next, too."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        store = open_etcd([address, *(one.client for one in cluster.members)], cluster.tls, 0)
+
+        async def watch() -> None:
+            async with store.watch("/test/", 1) as batches:
+                await anext(aiter(batches))
+
+        watching = asyncio.create_task(watch())
+        await asyncio.sleep(0)
+        async with asyncio.timeout(HANG_S):
+            await store.get("/test/alive")
+            with pytest.raises(StoreUnavailableError):
+                await watching
+        await store.close()
 
 
 async def put(store: EtcdStore, key: str) -> int:
