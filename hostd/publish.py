@@ -112,9 +112,8 @@ class Publisher:
         if progress is None:
             released = released and order.goal is Goal.REMOVE
             phase = Phase.REMOVED if released else Phase.REMOVING
-            return SandboxStatus(
-                sandbox_id, self._host_id, order.generation, phase, released=released, at_ms=now_ms, run=order.run
-            )
+            gone = SandboxStatus(sandbox_id, self._host_id, order.generation, phase, released=released, at_ms=now_ms)
+            return replace(gone, run=order.run, placement=max(1, order.placement))
         status = render_status(
             order,
             progress,

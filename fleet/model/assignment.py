@@ -66,7 +66,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """All that a client may know of one sandbox, joined from record, assignment, refusal and status."""
+    """All that a client may know of one sandbox, joined from record, assignment, refusal and status.
+
+    `reason` says why the scheduler moved it to another host, or ended it.
+    """
 
     sandbox_id: SandboxId
     tenant: Tenant
@@ -81,3 +84,5 @@ class Sandbox:
     status: SandboxStatus | None = None
     assigned_at_ms: int = 0
     run: int = 1
+    placement: int = 1
+    reason: Reason | None = None

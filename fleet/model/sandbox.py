@@ -321,3 +321,4 @@ class SandboxStatus:
     released: bool = False
     at_ms: int = 0
     run: int = 1
+    placement: int = 1

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
 
 import structlog
@@ -115,8 +115,9 @@ class Reconciler:
     def accept(self, order: Assignment, told: SandboxStatus | None = None) -> None:
         """Takes an order over, durably; a sandbox new to this host gets an address, unless `told` says that it ran before.
 
-        Raises HostFaultError `addresses_exhausted` or `disk_failed`; the order is then not taken.
+        Raises HostFaultError `addresses_exhausted`, `remains_present` or `disk_failed`; the order is then not taken.
         """
+        self._clear_way(order)
         if order.goal is not Goal.REMOVE and order.sandbox_id not in self._orders.progress:
             address = "" if order.spec.network.mode is NetworkMode.NONE else str(self._free_address())
             # Before the order: progress without an order is cleared away, an order without progress would wait for ever.
@@ -124,6 +125,17 @@ class Reconciler:
         self._orders.put_order(order)
         self._note_stop(order)
         self.nudge()
+
+    def _clear_way(self, order: Assignment) -> None:
+        """A further placement here begins with nothing: what an earlier one left goes first, wholly."""
+        known = self._orders.orders.get(order.sandbox_id)
+        if known is None or known.placement >= order.placement or order.sandbox_id not in self._orders.progress:
+            return
+        if known.goal is not Goal.REMOVE:
+            self._orders.put_order(replace(known, goal=Goal.REMOVE))
+        self.nudge()
+        message = f"an earlier placement of {order.sandbox_id} is still here"
+        raise HostFaultError("remains_present", message, "it is removed first; then the new one is taken")
 
     def is_released(self, sandbox_id: SandboxId) -> bool:
         """Whether nothing of the sandbox's VM is left, by a look that no worker has made stale."""

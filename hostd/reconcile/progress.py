@@ -68,16 +68,17 @@ STATE_LOST = Reason(
 def begin(order: Assignment, address: str, generation_id: str, told: SandboxStatus | None = None) -> Progress:
     """The progress of a sandbox that this host has just accepted; one that ran before and left nothing here has failed.
 
-    `told` is what an earlier hostd of this host has published of it.
+    `told` is what an earlier hostd of this host has published of it: of an earlier placement it says nothing, for that one has been
+    removed wholly before the sandbox came back.
     """
     agents = tuple(AgentStatus(agent.name) for agent in order.spec.agents)
     bases = (0,) * len(agents)
     progress = Progress(
         order.sandbox_id, address, generation_id, agents=agents, run=max(1, order.run), output_bases=bases
     )
-    if told is not None and _may_have_begun(told):
+    if told is not None and max(1, told.placement) == max(1, order.placement) and _may_have_begun(told):
         return fail(progress, STATE_LOST)
-    return fail(progress, DISK_LOST) if progress.run > 1 else progress
+    return fail(progress, DISK_LOST) if progress.run > max(1, order.first_run) else progress
 
 
 def _may_have_begun(told: SandboxStatus) -> bool:
@@ -214,6 +215,7 @@ def render_status(
         released=is_released,
         at_ms=now_ms,
         run=progress.run,
+        placement=max(1, order.placement),
     )
 
 

@@ -998,6 +998,7 @@ class SandboxStatus(_message.Message):
     RELEASED_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     host_id: _builtins.str
     generation: _builtins.int
@@ -1009,6 +1010,8 @@ class SandboxStatus(_message.Message):
     """vCPU and memory are free again; output, artifact and a stopped sandbox's disk stay"""
     at_ms: _builtins.int
     run: _builtins.int
+    placement: _builtins.int
+    """of the assignment that this status answers; 0: 1"""
     @_builtins.property
     def reason(self) -> Global___Reason: ...
     @_builtins.property
@@ -1033,10 +1036,11 @@ class SandboxStatus(_message.Message):
         released: _builtins.bool = ...,
         at_ms: _builtins.int = ...,
         run: _builtins.int = ...,
+        placement: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "address", b"address", "agents", b"agents", "artifact", b"artifact", "at_ms", b"at_ms", "generation", b"generation", "host_id", b"host_id", "phase", b"phase", "reason", b"reason", "released", b"released", "run", b"run", "sandbox_id", b"sandbox_id", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "address", b"address", "agents", b"agents", "artifact", b"artifact", "at_ms", b"at_ms", "generation", b"generation", "host_id", b"host_id", "phase", b"phase", "placement", b"placement", "reason", b"reason", "released", b"released", "run", b"run", "sandbox_id", b"sandbox_id", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1061,6 +1065,8 @@ class Sandbox(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     ASSIGNED_AT_MS_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     tenant: _builtins.str
     goal: Global___Goal.ValueType
@@ -1071,12 +1077,18 @@ class Sandbox(_message.Message):
     image_digest: _builtins.str
     assigned_at_ms: _builtins.int
     run: _builtins.int
+    placement: _builtins.int
+    """1 for the first host; rises with every move"""
     @_builtins.property
     def spec(self) -> Global___SandboxSpec: ...
     @_builtins.property
     def refusal(self) -> Global___Refusal: ...
     @_builtins.property
     def status(self) -> Global___SandboxStatus: ...
+    @_builtins.property
+    def reason(self) -> Global___Reason:
+        """why the scheduler moved or ended it"""
+
     def __init__(
         self,
         *,
@@ -1093,11 +1105,15 @@ class Sandbox(_message.Message):
         status: Global___SandboxStatus | None = ...,
         assigned_at_ms: _builtins.int = ...,
         run: _builtins.int = ...,
+        placement: _builtins.int = ...,
+        reason: Global___Reason | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "reason", b"reason", "refusal", b"refusal", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_at_ms", b"assigned_at_ms", "created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "host_id", b"host_id", "image_digest", b"image_digest", "phase", b"phase", "refusal", b"refusal", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "status", b"status", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "assigned_at_ms", b"assigned_at_ms", "created_at_ms", b"created_at_ms", "generation", b"generation", "goal", b"goal", "host_id", b"host_id", "image_digest", b"image_digest", "phase", b"phase", "placement", b"placement", "reason", b"reason", "refusal", b"refusal", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "status", b"status", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
 
 Global___Sandbox: _TypeAlias = Sandbox  # noqa: Y015
