@@ -19,6 +19,7 @@ from fleet.errors import BedplateError
 from fleet.model.ids import SandboxId
 from fleet.store.port import Store, Unmoved
 from scheduler.commit import Change, Committer, lifecycle_changes, repair_changes
+from scheduler.moves import Moves
 from scheduler.placement.lifecycle import due_changes
 from scheduler.placement.snapshot import repairs
 from scheduler.planning import Planning
@@ -65,7 +66,7 @@ class Cycle:
         self._committer = Committer(store, clock, quotas.cycles_kept_s)
         self._planning = Planning(self._submissions, leader, clock, state.written)
         # What is decided in one pass, in this order.
-        self._steps: tuple[Step, ...] = (_Lifecycle(), _Repairs(), self._planning)
+        self._steps: tuple[Step, ...] = (_Lifecycle(), Moves(clock), _Repairs(), self._planning)
         self._term: Unmoved | None = None
         self._touched: set[SandboxId] = set()
         self._unaudited: list[SandboxId] = []

@@ -3,7 +3,7 @@
 A key's name follows from the transition, so what is written twice is written once. Where the other events of a transaction have
 a place in it, `seq` is that place; a reader joins it with the revision, which makes it unique and rising over all sandboxes.
 
-    created -> refused* -> assigned -> goal_changed -> resumed -> ... -> goal_changed -> removed
+    created -> refused* -> assigned -> goal_changed -> resumed -> evicted -> assigned -> ... -> goal_changed -> removed
 """
 
 import zlib
@@ -42,9 +42,17 @@ def created(record: SandboxRecord, actor: str, place: int = 0) -> Put:
 def goal_changed(before: SandboxRecord, after: SandboxRecord, actor: str, cause: str, now_ms: int) -> list[Write]:
     """A wish has changed; the events of the generation that is too old to be kept go."""
     event = replace(_about(after), at_ms=now_ms, actor=actor, cause=cause, before=before.goal, after=after.goal)
-    old = after.generation - GENERATIONS_KEPT
-    gone = [Delete(event_key(after.tenant, after.sandbox_id, _name(old, word))) for word in _WORDS if old > 0]
-    return [_put(replace(event, kind="sandbox.goal_changed"), "goal"), *gone]
+    return [_put(replace(event, kind="sandbox.goal_changed"), "goal"), *_outdated(after)]
+
+
+def moved(before: SandboxRecord, after: SandboxRecord, host_id: str, now_ms: int) -> list[Write]:
+    """The scheduler takes a sandbox from its host, to place it on another or to end it, and says why."""
+    assert after.reason is not None
+    is_end = after.goal is not before.goal
+    event = replace(_about(after), at_ms=now_ms, actor=ORIGIN, cause=after.reason.code, detail=after.reason.message)
+    kind = "sandbox.ended" if is_end else "sandbox.evicted"
+    event = replace(event, kind=kind, before=host_id, after=after.goal if is_end else Phase.PENDING)
+    return [_put(event, "goal"), *_outdated(after)]
 
 
 def assigned(assignment: Assignment, place: int = 0) -> Put:
@@ -56,14 +64,19 @@ def assigned(assignment: Assignment, place: int = 0) -> Put:
         seq=place % PLACES,
         at_ms=assignment.assigned_at_ms,
         actor=ORIGIN,
-        kind="sandbox.assigned" if assignment.run <= 1 else "sandbox.resumed",
+        kind="sandbox.assigned" if assignment.run <= max(1, assignment.first_run) else "sandbox.resumed",
         before=Phase.PENDING,
         after=Phase.ASSIGNED,
-        detail=f"on host {assignment.host_id}",
+        detail=_where(assignment),
         generation=assignment.generation,
         run=assignment.run,
     )
     return _put(event, "assigned")
+
+
+def _where(assignment: Assignment) -> str:
+    on = f"on host {assignment.host_id}"
+    return on if assignment.placement <= 1 else f"{on}, placement {assignment.placement}"
 
 
 def refused(record: SandboxRecord, refusal: Refusal, place: int = 0) -> Put:
@@ -116,6 +129,12 @@ def codes_of(refusal: Refusal | None) -> tuple[str, ...]:
 
 
 _WORDS = ("goal", "assigned", *(f"refused-{slot}" for slot in range(REFUSALS_KEPT)))
+
+
+def _outdated(after: SandboxRecord) -> list[Write]:
+    """The events of the generation that is too old to be kept."""
+    old = after.generation - GENERATIONS_KEPT
+    return [Delete(event_key(after.tenant, after.sandbox_id, _name(old, word))) for word in _WORDS if old > 0]
 
 
 def _about(owner: SandboxRecord | Assignment) -> Event:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from fleet.model.assignment import Assignment, Sandbox
 from fleet.model.ids import NO_DIGEST, NO_HOST, SandboxId, Tenant
 from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, Reason, SandboxRecord, SandboxStatus
-from scheduler.api.wishes import current_status
+from scheduler.api.wishes import current_status, is_lost
+from scheduler.placement.evictions import awaits_move
 from scheduler.placement.snapshot import Snapshot
 
 
@@ -18,6 +19,9 @@ def view(record: SandboxRecord, snapshot: Snapshot) -> Sandbox:
     phase = _phase(record, assignment, status, snapshot)
     if assignment is not None and status is not None and phase in (Phase.LOST, Phase.REMOVING):
         status = _explain(assignment, status, snapshot)
+    if assignment is not None and is_lost(record):
+        known = status or SandboxStatus(record.sandbox_id, assignment.host_id, record.generation, phase, run=record.run)
+        status = replace(known, phase=phase, reason=record.reason)
     return Sandbox(
         sandbox_id=record.sandbox_id,
         tenant=record.tenant,
@@ -32,6 +36,8 @@ def view(record: SandboxRecord, snapshot: Snapshot) -> Sandbox:
         status=status,
         assigned_at_ms=assignment.assigned_at_ms if assignment is not None else 0,
         run=record.run,
+        placement=max(1, record.placement),
+        reason=record.reason,
     )
 
 
@@ -69,11 +75,19 @@ def _phase(
 ) -> Phase:
     if record.goal is Goal.REMOVE:
         return Phase.REMOVING
+    if is_lost(record):
+        return Phase.FAILED
     if assignment is None:
         # Stopped before it had a host: it will never have one.
         return Phase.STOPPED if record.goal is Goal.STOP else Phase.PENDING
-    if snapshot.is_resuming(record):
-        return Phase.PENDING
+    return Phase.PENDING if snapshot.is_resuming(record) else _placed_phase(record, assignment, status, snapshot)
+
+
+def _placed_phase(
+    record: SandboxRecord, assignment: Assignment, status: SandboxStatus | None, snapshot: Snapshot
+) -> Phase:
+    if status is not None and awaits_move(record, assignment, status):
+        return Phase.LOST if status.phase is Phase.FAILED else Phase.PENDING
     if status is not None and status.phase in ENDED_PHASES:
         return status.phase
     if assignment.host_id not in snapshot.alive:

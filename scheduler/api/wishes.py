@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from fleet.errors import ConflictError
 from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, SandboxRecord, SandboxStatus
+from scheduler.placement.evictions import HOST_LOST, awaits_move
 from scheduler.placement.snapshot import Snapshot
 
 Wish = Callable[[SandboxRecord, Snapshot], SandboxRecord]
@@ -17,7 +18,7 @@ def stop(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
     """Its VM shall end. One that has ended, by itself or by a stop, is left as it is; REMOVE is final and not called back."""
     if record.goal is not Goal.RUN or has_ended(record, snapshot):
         return record
-    return replace(record, goal=Goal.STOP, generation=record.generation + 1)
+    return _wish(record, Goal.STOP)
 
 
 def start(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
@@ -25,18 +26,22 @@ def start(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
 
     Raises ConflictError `not_stopped` for what is not stopped, or not yet.
     """
-    # A record that shall run and has changed since its creation was changed by a start.
-    if record.goal is Goal.RUN and record.generation > 1 and not has_ended(record, snapshot):
+    # A record that shall run and has changed since its creation, beyond its moves, was changed by a start.
+    if record.goal is Goal.RUN and record.generation > max(1, record.placement) and not has_ended(record, snapshot):
         return record
     name, assignment = record.spec.name, snapshot.assignment_of(record)
     if record.goal is Goal.REMOVE:
         raise ConflictError("not_stopped", f"sandbox {name} is being removed", "mb up, once it is gone")
+    if is_lost(record):
+        message = f"sandbox {name} has failed: its host was lost, and with that its disk is gone"
+        raise ConflictError("not_stopped", message, f"run it anew: mb destroy {name}, then mb up")
     if record.goal is Goal.STOP and assignment is None:
         # It was stopped before it had a host, so this is its first run still.
-        return replace(record, goal=Goal.RUN, generation=record.generation + 1)
+        return _wish(record, Goal.RUN)
     # What its host said of an earlier run says nothing about this one: a stop that it has not seen would be forgotten.
     status = current_status(record, snapshot)
-    if status is None or status.phase not in ENDED_PHASES:
+    is_moving = assignment is not None and status is not None and awaits_move(record, assignment, status)
+    if status is None or status.phase not in ENDED_PHASES or is_moving:
         if record.goal is Goal.STOP:
             raise _still_stopping(name)
         raise ConflictError("not_stopped", f"sandbox {name} is not stopped", "it runs already, or waits for a host")
@@ -45,7 +50,12 @@ def start(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
         raise ConflictError("not_stopped", message, f"run it anew: mb destroy {name}, then mb up")
     if not status.released:
         raise _still_stopping(name)
-    return replace(record, goal=Goal.RUN, generation=record.generation + 1, run=max(1, record.run) + 1)
+    return replace(_wish(record, Goal.RUN), run=max(1, record.run) + 1)
+
+
+def _wish(record: SandboxRecord, goal: Goal) -> SandboxRecord:
+    """The owner's own word; why the scheduler moved or ended it before is over with it."""
+    return replace(record, goal=goal, generation=record.generation + 1, reason=None)
 
 
 def _still_stopping(name: str) -> ConflictError:
@@ -57,13 +67,20 @@ def remove(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:  # noqa:
     """Every trace of it shall go."""
     if record.goal is Goal.REMOVE:
         return record
-    return replace(record, goal=Goal.REMOVE, generation=record.generation + 1)
+    return _wish(record, Goal.REMOVE)
+
+
+def is_lost(record: SandboxRecord) -> bool:
+    """Whether it has failed with its host: it had begun there, and does not restart."""
+    return record.goal is Goal.STOP and record.reason is not None and record.reason.code == HOST_LOST
 
 
 def has_ended(record: SandboxRecord, snapshot: Snapshot) -> bool:
     """Whether the run that `record` asks for is over by what its host says."""
-    status = current_status(record, snapshot)
-    return status is not None and status.phase in ENDED_PHASES and status.run >= record.run
+    assignment, status = snapshot.assignment_of(record), current_status(record, snapshot)
+    if assignment is None or status is None or awaits_move(record, assignment, status):
+        return False
+    return status.phase in ENDED_PHASES and status.run >= record.run
 
 
 def current_status(record: SandboxRecord, snapshot: Snapshot) -> SandboxStatus | None:

@@ -1,8 +1,9 @@
 """Which hosts can carry a sandbox, and if none can, why: each host is counted under the first filter that excludes it. PURE.
 
-The order is part of the promise: readable, alive, cordoned, labels, network_mode, image, sandboxes, vcpu, memory, disk. What an
-operator must change comes before what only time frees. Where no registered host passes one of labels, network_mode, image, vcpu,
-memory or disk even when it is empty, alive and open, waiting does not help: the refusal says that alone, under a code of its own.
+The order is part of the promise: readable, alive, cordoned, backing_off, leaving, labels, network_mode, image, sandboxes, vcpu,
+memory, disk. What an operator must change comes before what only time frees. Where no registered host passes one of labels,
+network_mode, image, vcpu, memory or disk even when it is empty, alive and open, waiting does not help: the refusal says that alone,
+under a code of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ class Candidate:
     is_alive: bool = True
     is_readable: bool = True
     is_cordoned: bool = False
+    is_backing_off: bool = False
+    is_leaving: bool = False
 
 
 Explain = Callable[[SandboxSpec, Sequence[Candidate]], str]
@@ -154,6 +157,16 @@ FILTERS = (
         "cordoned",
         lambda _spec, candidate: not candidate.is_cordoned,
         lambda _spec, _excluded: "an operator lets nothing new onto it",
+    ),
+    Filter(
+        "backing_off",
+        lambda _spec, candidate: not candidate.is_backing_off,
+        lambda _spec, _excluded: "was lost of late, and has to stay a while first",
+    ),
+    Filter(
+        "leaving",
+        lambda _spec, candidate: not candidate.is_leaving,
+        lambda _spec, _excluded: "still has something of the sandbox's earlier placement",
     ),
     Filter(
         "labels",

@@ -1,6 +1,7 @@
 """How a sandbox's wish reaches its host, and how the sandbox ends. PURE.
 
-record newer than assignment       -> the assignment takes over its goal and generation
+record newer than assignment       -> the assignment takes over its goal and generation, unless the scheduler has halted it
+order of an earlier placement      -> its goal becomes REMOVE; it goes when its host says REMOVED
 record of a run not placed yet     -> left to the plan
 record REMOVE, host says REMOVED   -> the assignment goes, and the host forgets the sandbox
 record REMOVE, nobody remembers it -> removed, its id stays taken for a while
@@ -62,13 +63,20 @@ def due_changes(snapshot: Snapshot, among: Iterable[SandboxId] | None = None) ->
     if among is None:
         among = {*snapshot.records, *snapshot.assignments, *snapshot.refusals}
     ids = sorted(set(among) - snapshot.opaque_sandboxes)
-    return tuple(change for sandbox_id in ids for change in _due(snapshot, sandbox_id))
+    older: dict[SandboxId, list[Assignment]] = {}
+    for (_, sandbox_id), remnant in sorted(snapshot.remnants.items()):
+        older.setdefault(sandbox_id, []).append(remnant)
+    return tuple(change for sandbox_id in ids for change in _due(snapshot, sandbox_id, older.get(sandbox_id, [])))
 
 
-def _due(snapshot: Snapshot, sandbox_id: SandboxId) -> Iterator[LifecycleChange]:
+def _due(snapshot: Snapshot, sandbox_id: SandboxId, older: list[Assignment]) -> Iterator[LifecycleChange]:
     record, assignment = snapshot.records.get(sandbox_id), snapshot.assignments.get(sandbox_id)
     if record is not None:
         yield from _for_record(snapshot, record)
+        if assignment is not None and record.tenant == assignment.tenant and assignment.placement < record.placement:
+            older = [assignment, *older]
+    for remnant in older:
+        yield from _for_remnant(snapshot, remnant)
     if assignment is not None and (record is None or record.tenant != assignment.tenant):
         yield from _for_orphan(snapshot, assignment)
     if sandbox_id in snapshot.refusals and (record is None or not snapshot.is_pending(record)):
@@ -81,10 +89,25 @@ def _for_record(snapshot: Snapshot, record: SandboxRecord) -> Iterator[Lifecycle
         # A host that is away cannot forget; it does when it comes back, and the owner need not wait for that.
         if record.goal is Goal.REMOVE and not _is_remembered(snapshot, record):
             yield Removal(record.sandbox_id, record, None)
-    elif assignment.generation < record.generation and not snapshot.is_resuming(record):
-        yield Order(replace(assignment, goal=record.goal, generation=record.generation))
+    elif _is_overtaken(record, assignment) and not snapshot.is_resuming(record):
+        generation = max(record.generation, assignment.generation + 1)
+        yield Order(replace(assignment, goal=record.goal, generation=generation, reason=record.reason))
     elif record.goal is Goal.REMOVE and _is_gone(snapshot, assignment):
         yield Dismissal(assignment)
+
+
+def _is_overtaken(record: SandboxRecord, assignment: Assignment) -> bool:
+    """Whether the order is not what the record wishes; one that the scheduler has halted stands for a wish to run."""
+    if record.goal is Goal.RUN and assignment.goal is Goal.STOP and assignment.reason is not None:
+        return False
+    return assignment.generation < record.generation or assignment.goal is not record.goal
+
+
+def _for_remnant(snapshot: Snapshot, remnant: Assignment) -> Iterator[LifecycleChange]:
+    if remnant.goal is not Goal.REMOVE:
+        yield Order(replace(remnant, goal=Goal.REMOVE, generation=remnant.generation + 1))
+    elif _is_gone(snapshot, remnant):
+        yield Dismissal(remnant)
 
 
 def _for_orphan(snapshot: Snapshot, assignment: Assignment) -> Iterator[LifecycleChange]:

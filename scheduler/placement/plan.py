@@ -40,8 +40,9 @@ def plan(snapshot: Snapshot, now_ms: int, waiting: Sequence[SandboxRecord] | Non
     after the plan: what is refused in it would be refused again at once. A tenant past its share of LOOKS_MAX has the rest of its
     sandboxes looked at in other plans, and its own order is another each time.
     """
-    candidates = _candidates(snapshot)
-    turns = _Turns(snapshot, len(candidates), snapshot.pending() if waiting is None else waiting)
+    candidates = _candidates(snapshot, now_ms)
+    waiting = snapshot.pending() if waiting is None else waiting
+    turns = _Turns(snapshot, len(candidates), [one for one in waiting if one.not_before_ms <= now_ms])
     assignments: list[Assignment] = []
     refused: list[SandboxRecord] = []
     hopeless: set[Hashable] = set()
@@ -106,7 +107,7 @@ class _Turns:
         return records[start:] + records[:start]
 
 
-def _candidates(snapshot: Snapshot) -> dict[HostId, Candidate]:
+def _candidates(snapshot: Snapshot, now_ms: int) -> dict[HostId, Candidate]:
     sums = reserved(snapshot)
     return {
         host_id: Candidate(
@@ -115,6 +116,7 @@ def _candidates(snapshot: Snapshot) -> dict[HostId, Candidate]:
             is_alive=host_id in snapshot.alive,
             is_readable=host_id not in snapshot.opaque_hosts,
             is_cordoned=host_id in snapshot.cordons,
+            is_backing_off=snapshot.is_backing_off(host_id, now_ms),
         )
         for host_id, host in sorted(snapshot.hosts.items())
     }
@@ -130,7 +132,11 @@ def _place(
         key=lambda one: score(spec, one, has_sources=all(one.record.host_id in holding for holding in holders)),
         default=None,
     )
-    return _assign(record, best, resolve_image(spec.image, best.record), now_ms) if best is not None else None
+    if best is None:
+        return None
+    assignment = _assign(record, best, resolve_image(spec.image, best.record), now_ms)
+    known = snapshot.assignment_of(record)
+    return replace(assignment, first_run=max(1, known.first_run)) if known is not None else assignment
 
 
 def _narrow(
@@ -142,7 +148,10 @@ def _narrow(
     """
     known = snapshot.assignment_of(record) if snapshot.is_resuming(record) else None
     if known is None:
-        return record.spec, tuple(candidates.values())
+        remains = snapshot.remains_of(record.sandbox_id)
+        return record.spec, tuple(
+            replace(one, is_leaving=True) if host_id in remains else one for host_id, one in candidates.items()
+        ) if remains else tuple(candidates.values())
     pinned = replace(record.spec, image=ImageRef(ANY_NAME, known.image_digest))
     own = candidates.get(known.host_id)
     if own is None:
@@ -170,6 +179,8 @@ def _assign(record: SandboxRecord, candidate: Candidate, image_digest: Digest, n
         created_at_ms=record.created_at_ms,
         assigned_at_ms=now_ms,
         run=record.run,
+        placement=max(1, record.placement),
+        first_run=record.run,
     )
 
 
@@ -190,7 +201,7 @@ def _refuse_all(
 
 def _wants(snapshot: Snapshot, record: SandboxRecord) -> Hashable:
     """All that filters look at; a further run has a room of its own to wait for, so it wants what nobody else does."""
-    if snapshot.is_resuming(record):
+    if snapshot.is_resuming(record) or snapshot.remains_of(record.sandbox_id):
         return record.sandbox_id
     spec = record.spec
     return spec.resources, spec.image, spec.network.mode, spec.require_labels

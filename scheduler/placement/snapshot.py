@@ -69,8 +69,24 @@ class Snapshot:
         return self.sums.children
 
     def status_of(self, assignment: Assignment) -> SandboxStatus | None:
-        """What the assignment's host publishes about its sandbox."""
-        return self.statuses.get((assignment.host_id, assignment.sandbox_id))
+        """What the assignment's host publishes about its sandbox, in this placement."""
+        status = self.statuses.get((assignment.host_id, assignment.sandbox_id))
+        return status if status is not None and _is_of(status, assignment) else None
+
+    def remains_of(self, sandbox_id: SandboxId) -> frozenset[HostId]:
+        """The hosts that have something of an earlier placement: no further one goes there."""
+        record, found = self.records.get(sandbox_id), self.assignments.get(sandbox_id)
+        if record is None or record.placement <= 1:
+            return frozenset()
+        hosts = {host_id for host_id, other in self.remnants if other == sandbox_id}
+        if found is not None and found.placement < record.placement:
+            hosts.add(found.host_id)
+        return frozenset(hosts)
+
+    def is_backing_off(self, host_id: HostId, now_ms: int) -> bool:
+        """Whether a host was lost of late and has not stayed for long enough since."""
+        losses = self.losses.get(host_id)
+        return losses is not None and (losses.until_ms == 0 or now_ms < losses.until_ms)
 
     def assignment_of(self, record: SandboxRecord) -> Assignment | None:
         """The order that carries out `record`'s wish; None where it shall have another placement first."""
@@ -192,7 +208,7 @@ def set_aside(assignment: Assignment, status: SandboxStatus | None) -> Reservati
     A status of an earlier run says nothing about the run that is ordered, and what starts or runs has released nothing.
     """
     is_over = status is not None and status.phase in (*ENDED_PHASES, Phase.REMOVING) and status.released
-    if status is None or not is_over or status.run < assignment.run:
+    if status is None or not is_over or status.run < assignment.run or not _is_of(status, assignment):
         return share_of(assignment)
     if status.phase is Phase.STOPPED:
         return Reservation(assignment.host_id, disk_mib=assignment.spec.resources.disk_mib, sandboxes=1)
@@ -236,6 +252,11 @@ def repairs(snapshot: Snapshot) -> tuple[Reservation, ...]:
     """The reservations that are not what they must be, as they must be."""
     sums = snapshot.sums
     return tuple(sums.reserved_by_host.get(host_id, Reservation(host_id)) for host_id in sorted(sums.misreserved))
+
+
+def _is_of(status: SandboxStatus, assignment: Assignment) -> bool:
+    # A hostd that knew no placements wrote none.
+    return max(1, status.placement) == max(1, assignment.placement)
 
 
 def _held(snapshot: Snapshot, assignment: Assignment) -> Reservation:

@@ -161,7 +161,8 @@ def test_no_host_at_all_is_a_reason() -> None:
 
 def test_the_order_of_filters_is_stable() -> None:
     """The documented order, which decides under which reason a host is counted."""
-    order = ["readable", "alive", "cordoned", "labels", "network_mode", "image", "sandboxes", "vcpu", "memory", "disk"]
+    order = ["readable", "alive", "cordoned", "backing_off", "leaving", "labels", "network_mode", "image"]
+    order += ["sandboxes", "vcpu", "memory", "disk"]
     assert [one.code for one in FILTERS] == order
 
 

@@ -8,7 +8,7 @@ import pytest
 from fleet.errors import BedplateError, InvalidSpecError, NotFoundError, NotPermittedError
 from fleet.identity import Identity, Role
 from fleet.model.assignment import Refusal
-from fleet.model.sandbox import Goal, Phase
+from fleet.model.sandbox import Goal, Phase, Reason, Stage, StageName
 from scheduler.api.access import find_sandbox, tenant_of
 from scheduler.api.output import find_output
 from scheduler.api.view import brief, view, view_removed, views_of
@@ -23,6 +23,9 @@ STOP_ORDER = replace(ORDER, goal=Goal.STOP, generation=2)
 STOPPED = status(STOP_ORDER, Phase.STOPPED, released=True)
 AGAIN = replace(WISH, generation=3, run=2)
 AGAIN_ORDER = assignment(AGAIN, host())
+HALTED = replace(ORDER, goal=Goal.STOP, generation=2, reason=Reason("host_drained", "…"))
+FENCED, BEGUN = Reason("host_fenced", "…"), (Stage(StageName.DOMAIN_STARTED, 1),)
+LOST = replace(WISH, goal=Goal.STOP, generation=2, reason=Reason("host_lost", "…"))
 
 OWN = Identity(Role.TENANT, "demo")
 STRANGER = Identity(Role.TENANT, "other")
@@ -52,6 +55,19 @@ PHASES = [
         replace(AGAIN, goal=Goal.STOP, generation=4),
         {"assignments": [STOP_ORDER], "statuses": [STOPPED]},
     ),
+    # Moves: what the host calls an end is none while another placement follows.
+    (Phase.PENDING, replace(WISH, placement=2), {"assignments": [replace(ORDER, goal=Goal.REMOVE)]}),
+    (Phase.PENDING, WISH, {"assignments": [HALTED], "statuses": [status(HALTED, Phase.STOPPED, released=True)]}),
+    (Phase.RUNNING, WISH, {"assignments": [HALTED], "statuses": [status(HALTED)]}),
+    (Phase.COMPLETED, WISH, {"assignments": [HALTED], "statuses": [status(HALTED, Phase.COMPLETED)]}),
+    (Phase.LOST, WISH, {"assignments": [ORDER], "statuses": [status(ORDER, Phase.FAILED, reason=FENCED)]}),
+    (
+        Phase.FAILED,
+        WISH,
+        {"assignments": [ORDER], "statuses": [status(ORDER, Phase.FAILED, reason=FENCED, stages=BEGUN)]},
+    ),
+    (Phase.FAILED, LOST, {"assignments": [ORDER], "statuses": [status(ORDER)], "alive": NOBODY}),
+    (Phase.FAILED, LOST, {"assignments": [ORDER], "alive": NOBODY}),
     # An order for another tenant's sandbox of the same id says nothing about this one.
     (Phase.PENDING, WISH, {"assignments": [replace(ORDER, tenant=OTHER)]}),
 ]

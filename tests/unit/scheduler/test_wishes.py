@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fleet.errors import ConflictError
-from fleet.model.sandbox import Goal, Phase, SandboxRecord
+from fleet.model.sandbox import Goal, Phase, Reason, SandboxRecord
 from scheduler.api import wishes
 from tests.unit.scheduler.build import assignment, host, record, snapshot, status
 
@@ -21,6 +21,10 @@ AGAIN_ORDER = assignment(AGAIN, host())
 AGAIN_STOP = replace(AGAIN, goal=Goal.STOP, generation=4)
 AGAIN_STOP_ORDER = replace(AGAIN_ORDER, goal=Goal.STOP, generation=4)
 REMOVE = replace(WISH, goal=Goal.REMOVE, generation=4)
+HALTED = replace(ORDER, goal=Goal.STOP, generation=2, reason=Reason("host_drained", "…"))
+MOVED = replace(WISH, generation=2, placement=2, reason=HALTED.reason)
+GONE_ORDER = replace(ORDER, goal=Goal.REMOVE, generation=3)
+LOST = replace(WISH, goal=Goal.STOP, generation=2, reason=Reason("host_lost", "…"))
 
 # Each state: the record, order and status in it; what a stop and a start make of it: goal, generation, run, or None for an error.
 STATES: list[tuple[str, SandboxRecord, dict[str, Any], Any, Any]] = [
@@ -35,6 +39,15 @@ STATES: list[tuple[str, SandboxRecord, dict[str, Any], Any, Any]] = [
         None,
     ),
     ("failed", WISH, {"assignments": [ORDER], "statuses": [status(ORDER, Phase.FAILED)]}, (Goal.RUN, 1, 1), None),
+    ("moved, without room yet", MOVED, {"assignments": [GONE_ORDER]}, (Goal.STOP, 3, 1), None),
+    ("lost with its host", LOST, {"assignments": [ORDER], "statuses": [status(ORDER)]}, (Goal.STOP, 2, 1), None),
+    (
+        "halted, and about to move",
+        WISH,
+        {"assignments": [HALTED], "statuses": [status(HALTED, Phase.STOPPED, released=True)]},
+        (Goal.STOP, 2, 1),
+        None,
+    ),
     ("stopped before it had a host", STOP, {}, (Goal.STOP, 2, 1), (Goal.RUN, 3, 1)),
     ("stopping", STOP, {"assignments": [STOP_ORDER], "statuses": [status(ORDER)]}, (Goal.STOP, 2, 1), None),
     (
@@ -118,7 +131,9 @@ def test_a_wish_in_every_state(wish: SandboxRecord, parts: dict[str, Any], stopp
         else:
             made = ask(wish, seen)
             assert (made.goal, made.generation, made.run) == expected
-            assert replace(made, goal=wish.goal, generation=wish.generation, run=wish.run) == wish
+            # Why the scheduler moved it is over with its owner's word.
+            same = replace(made, goal=wish.goal, generation=wish.generation, run=wish.run, reason=wish.reason)
+            assert (same, made.reason) == (wish, wish.reason if made == wish else None)
             assert ask(made, seen) == made
     removed = wishes.remove(wish, seen)
     assert (removed.goal, wishes.remove(removed, seen)) == (Goal.REMOVE, removed)
