@@ -13,7 +13,7 @@ from bedplate.content.v1 import content_pb2_grpc
 from bedplate.sandbox.v1 import event_pb2_grpc, service_pb2_grpc
 from fleet.errors import BedplateError
 from fleet.model.host import Accelerator, HostImage, HostRecord
-from fleet.model.ids import Digest, HostId
+from fleet.model.ids import Digest, HostId, SandboxId
 from fleet.model.sandbox import Goal, NetworkMode
 from fleet.revocation import Revocations
 from fleet.server import STOP_GRACE_S, start_server
@@ -117,12 +117,19 @@ class _Daemon:
         self._registration = Registration(parts.store, host_id, read_boot_id())
         prefix = interface.network.prefixlen
         self._sessions = sessions = Sessions(
-            parts.orders, parts.links, self._on_progress, now_ms, prefix_length=prefix, counted=self._tell
+            parts.orders,
+            parts.links,
+            self._on_progress,
+            now_ms,
+            prefix_length=prefix,
+            counted=self._tell,
+            may_begin=self._may_begin,
         )
         place = Place(config.run_dir, config.log_dir, prefix, parts.accelerator)
         applier = Applier(parts.drivers, parts.orders, sessions, place, now_ms)
         self._reconciler = Reconciler(parts.orders, parts.drivers, applier, sessions, now_ms, bridge=interface)
         self._publisher = Publisher(host_id, parts.store, parts.orders, self._reconciler, parts.accelerator)
+        self._publisher.on_told(self._on_told)
         self._intake = Intake(host_id, self._publisher.recall, self._mirror, parts.orders, self._reconciler)
         self._fence = self._raise_fence() if config.fencing == KILL else None
         self._reconciler.on_pass(self._tell)
@@ -199,6 +206,14 @@ class _Daemon:
             self._parts.guard.disarm()
         self._intake.note_registered()
         self._publisher.nudge()
+
+    def _may_begin(self, sandbox_id: SandboxId) -> bool:
+        # Nobody places anew what a host keeps.
+        return self._fence is None or self._publisher.has_told_start(sandbox_id)
+
+    def _on_told(self, sandbox_id: SandboxId) -> None:
+        if self._sessions.awaits_word(sandbox_id):
+            self._reconciler.nudge()
 
     def _on_progress(self) -> None:
         self._tell()

@@ -10,7 +10,7 @@ from fleet.codec import decode, encode
 from fleet.errors import BedplateError, InvalidSpecError
 from fleet.model.host import Accelerator
 from fleet.model.ids import HostId, SandboxId
-from fleet.model.sandbox import Goal, Phase, SandboxStatus
+from fleet.model.sandbox import Goal, Phase, SandboxStatus, StageName
 from fleet.store.keyspace import host_statuses, status_key
 from fleet.store.lease import Pause
 from fleet.store.port import Delete, KeyValue, Put, Store, Unmoved, Write
@@ -52,7 +52,19 @@ class Publisher:
         self._pause = pause
         self._now_ms = now_ms
         self._published: Mapping[SandboxId, SandboxStatus | None] | None = None
+        self._told: Callable[[SandboxId], None] = lambda _sandbox_id: None
         self._nudged = asyncio.Event()
+
+    def on_told(self, listener: Callable[[SandboxId], None]) -> None:
+        """Call `listener` with each sandbox whose status the store has taken."""
+        self._told = listener
+
+    def has_told_start(self, sandbox_id: SandboxId) -> bool:
+        """Whether the store has a status which says that the domain of the present run has started."""
+        status, order = (self._published or {}).get(sandbox_id), self._orders.orders.get(sandbox_id)
+        if status is None or order is None or status.run < order.run or status.placement < order.placement:
+            return False
+        return any(stage.name == StageName.DOMAIN_STARTED for stage in status.stages)
 
     def nudge(self) -> None:
         """Something may have changed."""
@@ -99,6 +111,7 @@ class Publisher:
         self._published = {id_: before[id_] for id_ in before if id_ in current}
         for status in changed:
             self._published[status.sandbox_id] = status
+            self._told(status.sandbox_id)
             if _outline(status) != _outline(before.get(status.sandbox_id)):
                 phase, generation = status.phase, status.generation
                 log.info("status.published", sandbox_id=status.sandbox_id, phase=phase, generation=generation)

@@ -2,6 +2,7 @@
 
 begun -- hello, configured already or with all secrets here --> going
 begun -- hello --> waiting for secrets -- their values come --> going
+begun -- hello --> waiting for word of its start -- the store has it --> going
 a session that ends at any time --> begun, with the next
 """
 
@@ -37,7 +38,7 @@ class _Greeting:
 
     is_greeted: bool = False
     is_going: bool = False
-    # The boot id of a guest that waits for its secrets, and since when one has waited, in whatever session.
+    # The boot id of a guest that waits; and since when one has waited for secrets, in whatever session.
     waiting_boot_id: str | None = None
     waits_since_s: float | None = None
 
@@ -54,7 +55,9 @@ class Greetings:
         *,
         prefix_length: int,
         clock: Callable[[], float],
+        may_begin: Callable[[SandboxId], bool] = lambda _sandbox_id: True,
     ) -> None:
+        self._may_begin = may_begin
         self._book = book
         self._send = send
         self._spool = spool
@@ -93,7 +96,18 @@ class Greetings:
     def awaits_secrets(self, order: Assignment) -> bool:
         """Whether values are missing, be it that the guest is there already or not yet."""
         is_configured = self._book.progress(order.sandbox_id).is_configured
-        return self._waiting_boot_id(order.sandbox_id) is not None or not (is_configured or self._vault.has_all(order))
+        is_waiting = self._waiting_boot_id(order.sandbox_id) is not None
+        return (is_waiting or not is_configured) and not self._vault.has_all(order)
+
+    def awaits_word(self, sandbox_id: SandboxId) -> bool:
+        """Whether a guest is there that waits, be it for its secrets or for the store to hear that it has started."""
+        return self._waiting_boot_id(sandbox_id) is not None
+
+    async def press_on(self, order: Assignment) -> None:
+        """Sets a guest going that waited, if nothing is missing any more."""
+        boot_id = self._waiting_boot_id(order.sandbox_id)
+        if boot_id is not None and self._is_ready(order):
+            await self._set_going(order, boot_id, {})
 
     def waits_s(self, order: Assignment) -> float | None:
         """For how many seconds the guest has waited for values that are not here; None for one that does not."""
@@ -115,10 +129,9 @@ class Greetings:
             if self._received.get(sandbox_id) != (order.run, actor):
                 self._book.record(order, "secrets.received", ", ".join(order.spec.secrets), actor)
                 self._received[sandbox_id] = (order.run, actor)
-            if (boot_id := self._waiting_boot_id(sandbox_id)) is not None:
-                with suppress(UnavailableError):
-                    # A link that breaks meanwhile begins anew with hello, and finds the values here.
-                    await self._set_going(order, boot_id, {})
+            with suppress(UnavailableError):
+                # A link that breaks meanwhile begins anew with hello, and finds the values here.
+                await self.press_on(order)
         except HostFaultError:
             # The guest waits on, and says so: whoever sends them again may find the disk mended.
             self.forget_secrets(sandbox_id)
@@ -143,12 +156,20 @@ class Greetings:
         self._note_connection(progress, {} if is_configured else fields)
         if is_configured:
             self.forget_secrets(sandbox_id)
-        elif not self._vault.has_all(order):
+        elif not self._is_ready(order):
             greeting.waiting_boot_id = boot_id
-            greeting.waits_since_s = self._clock() if greeting.waits_since_s is None else greeting.waits_since_s
+            if not self._vault.has_all(order):
+                greeting.waits_since_s = self._clock() if greeting.waits_since_s is None else greeting.waits_since_s
             self._book.changed()
             return
         await self._set_going(order, None if is_configured else boot_id, fields["agents"])
+
+    def _is_ready(self, order: Assignment) -> bool:
+        """Whether a guest may be configured: its secrets are here, and the store knows that it has started.
+
+        One of which nothing was told is begun anew elsewhere when its host is lost: an agent that never restarts would run twice.
+        """
+        return self._vault.has_all(order) and self._may_begin(order.sandbox_id)
 
     def _note_connection(self, progress: Progress, fields: Mapping[str, Any]) -> None:
         now_ms = self._book.now_ms()

@@ -90,7 +90,8 @@ class _Live:
 class Sessions:
     """The conversations with all guests of this host.
 
-    `changed` is called when a sandbox has come further, `counted` when only more of its output is here.
+    `changed` is called when a sandbox has come further, `counted` when only more of its output is here. `may_begin` says whether
+    the fleet knows that a sandbox has started: before that no agent of it runs.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Sessions:
         prefix_length: int = 16,
         clock: Callable[[], float] = time.monotonic,
         counted: Callable[[], None] = lambda: None,
+        may_begin: Callable[[SandboxId], bool] = lambda _sandbox_id: True,
     ) -> None:
         self._book = Book(orders, changed, counted, now_ms)
         self._links = links
@@ -112,7 +114,13 @@ class Sessions:
         self._spool = Spool(self._book, links.send, self._clock)
         self._execs = Execs(links.send, clock)
         self._greetings = Greetings(
-            self._book, links.send, self._spool, self._take_agent, prefix_length=prefix_length, clock=self._clock
+            self._book,
+            links.send,
+            self._spool,
+            self._take_agent,
+            prefix_length=prefix_length,
+            clock=self._clock,
+            may_begin=may_begin,
         )
         self._handlers: dict[str, Callable[[SandboxId, LinkMessage], Awaitable[None]]] = {
             "connected": self._on_connected,
@@ -163,6 +171,10 @@ class Sessions:
         """Seconds since the guest was last heard of, or since hostd began to listen."""
         live = self._live.get(sandbox_id)
         return self._clock() - live.heard_at_s if live else 0.0
+
+    def awaits_word(self, sandbox_id: SandboxId) -> bool:
+        """Whether a guest is there that was not set going yet."""
+        return self._greetings.awaits_word(sandbox_id)
 
     def notice(self, sandbox_id: SandboxId) -> Reason | None:
         """What its owner should know of a sandbox that is well so far: it waits for secrets, or its guest has gone quiet."""
@@ -275,6 +287,8 @@ class Sessions:
         live, order = self._live.get(sandbox_id), self._book.open_order(sandbox_id)
         if live is not None and order is None:
             await self._power_off(sandbox_id, live)
+        if live is not None and order is not None:
+            await self._greetings.press_on(order)
         if live is None or order is None or not self._greetings.is_going(sandbox_id):
             return
         progress = self._book.progress(sandbox_id)

@@ -102,12 +102,20 @@ class Room:
 class Hostd:
     """One run of hostd in a room."""
 
-    def __init__(self, room: Room, links: type[SimulatedLinks] = SimulatedLinks, orders: Orders | None = None) -> None:
+    def __init__(
+        self,
+        room: Room,
+        links: type[SimulatedLinks] = SimulatedLinks,
+        orders: Orders | None = None,
+        may_begin: Callable[[SandboxId], bool] = lambda _sandbox_id: True,
+    ) -> None:
         self.room = room
         self.orders = orders or Orders(room.folder / "state")
         self.links = links(room.hypervisor, room.behave, room.faults)
         self._moved = asyncio.Event()
-        self.sessions = Sessions(self.orders, self.links, self._on_guest, self.now_ms, clock=self.clock)
+        self.sessions = Sessions(
+            self.orders, self.links, self._on_guest, self.now_ms, clock=self.clock, may_begin=may_begin
+        )
         images, sources = ImageStore(room.folder / "images"), SourceStore(room.folder / "sources")
         drivers = Drivers(room.hypervisor, room.network, room.disks, images, sources)
         place = Place(room.folder / "run", room.folder / "log", 29, Accelerator.SIMULATED)

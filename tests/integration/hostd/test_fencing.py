@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleet.codec import encode
+from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Goal, Phase
 from fleet.store.keyspace import assignment_key, host_assignments
 from fleet.store.memory import MemoryStore
@@ -228,3 +229,18 @@ async def test_what_was_ordered_away_meanwhile_never_runs_on(room: Room, guard: 
 
 async def _nothing_told() -> dict[object, object]:
     return {}
+
+
+async def test_no_agent_begins_before_the_fleet_knows_of_its_start(room: Room) -> None:
+    """A sandbox that its host has not told of is begun elsewhere when the host is lost: so nothing of it may have run here."""
+    told: set[SandboxId] = set()
+    hostd = Hostd(room, may_begin=told.__contains__)
+    async with hostd.running():
+        hostd.accept(room.order("sleep 600"))
+        await hostd.until(lambda: hostd.sessions.awaits_word(A))
+        await hostd.until_pass()
+        assert not hostd.orders.progress[A].is_configured
+        assert hostd.sessions.notice(A) is None
+        told.add(A)
+        hostd.reconciler.nudge()
+        await hostd.until_phase(Phase.RUNNING)
