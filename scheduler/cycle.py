@@ -64,7 +64,7 @@ class Cycle:
         self._submissions = submissions if submissions is not None else Submissions()
         quotas = quotas or Quotas()
         self._committer = Committer(store, clock, quotas.cycles_kept_s)
-        self._planning = Planning(self._submissions, leader, clock, state.written)
+        self._planning = Planning(state, self._submissions, leader, clock)
         # What is decided in one pass, in this order.
         self._steps: tuple[Step, ...] = (_Lifecycle(), Moves(clock), _Repairs(), self._planning)
         self._term: Unmoved | None = None

@@ -6,19 +6,8 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from fleet.codec import encode
-from fleet.model.assignment import Assignment
 from fleet.model.cycle import Decision
-from fleet.model.ids import NO_HOST
-from scheduler.placement.plan import Plan
-
-
-def decisions_of(plan: Plan) -> tuple[Decision, ...]:
-    """Placements in the order in which they were made, then refusals in theirs."""
-    refused = (
-        Decision(one.sandbox_id, NO_HOST, 0, refusal_codes=tuple(reason.code for reason in one.reasons))
-        for one in plan.refusals
-    )
-    return (*map(_placed, plan.assignments), *refused)
+from scheduler.placement.weights import Weights
 
 
 def digest_of(decisions: Sequence[Decision]) -> str:
@@ -36,10 +25,12 @@ def seed_of(cycle: str) -> int:
 
 
 @functools.cache
+def settings_digest(weights: Weights) -> str:
+    """One for each setting that decisions depend on."""
+    return hashlib.sha256(repr(weights).encode()).hexdigest()
+
+
+@functools.cache
 def version() -> str:
     """The version of this program, whose code is part of a decision."""
     return metadata.version("bedplate")
-
-
-def _placed(one: Assignment) -> Decision:
-    return Decision(one.sandbox_id, one.host_id, one.placement, one.gpus)

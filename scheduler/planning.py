@@ -14,10 +14,10 @@ from fleet.model.sandbox import SandboxRecord
 from fleet.store.keyspace import cycle_key
 from fleet.store.port import Committed, Put
 from scheduler.commit import Change, plan_changes
-from scheduler.contents import Written
-from scheduler.decisions import decisions_of, digest_of, seed_of, version
+from scheduler.decisions import digest_of, seed_of, settings_digest, version
 from scheduler.placement.plan import PLACEMENTS_MAX, Plan, plan
 from scheduler.placement.snapshot import Snapshot
+from scheduler.state import FleetState
 from scheduler.steps import Look, Step
 from scheduler.submissions import Submission, Submissions
 
@@ -34,11 +34,12 @@ class Planning(Step):
 
     name = "plan"
 
-    def __init__(self, submissions: Submissions, leader: str, clock: Callable[[], float], written: Written) -> None:
+    def __init__(self, state: FleetState, submissions: Submissions, leader: str, clock: Callable[[], float]) -> None:
+        self._state = state
         self._submissions = submissions
         self._leader = leader
         self._clock = clock
-        self._written = written
+        self._written = state.written
         self._taken: dict[SandboxId, Submission] = {}
         self._term = 0
         self._count = 0
@@ -58,11 +59,12 @@ class Planning(Step):
             return ()
         self._taken = {one.record.sandbox_id: one for one in submitted}
         started = time.monotonic()
-        made = plan(snapshot, look.now_ms, waiting)
+        cycle = f"{self._term:x}-{self._count}"
+        cluster = self._state.cluster(look.now_ms)
+        made = plan(snapshot, cluster, waiting, now_ms=look.now_ms, seed=seed_of(cycle))
         if is_full:
             pause_s = BACKLOG_PAUSE * (time.monotonic() - started) if made.is_whole else 0.0
             self._next_full_s = self._clock() + pause_s
-        cycle = f"{self._term:x}-{self._count}"
         changes = list(plan_changes(snapshot, made, cycle, self._taken))
         self._leave(made)
         if not changes:
@@ -120,7 +122,6 @@ class Planning(Step):
     def _record(
         self, look: Look, cycle: str, made: Plan, submitted: Sequence[SandboxRecord], *, is_full: bool
     ) -> CycleRecord:
-        decisions = decisions_of(made)
         return CycleRecord(
             cycle=cycle,
             leader=self._leader,
@@ -129,10 +130,10 @@ class Planning(Step):
             now_ms=look.now_ms,
             seed=seed_of(cycle),
             version=version(),
-            settings_digest="",
+            settings_digest=settings_digest(self._state.weights),
             input_digest=look.snapshot.digest,
             submitted=tuple(one.sandbox_id for one in submitted),
-            decisions=decisions,
-            decisions_digest=digest_of(decisions),
+            decisions=made.decisions,
+            decisions_digest=digest_of(made.decisions),
             is_full=is_full,
         )

@@ -24,7 +24,8 @@ class FleetState:
     def __init__(self, mirror: Mirror, weights: Weights | None = None) -> None:
         self._mirror = mirror
         self.written = Written()
-        self._upkeep = ClusterUpkeep(weights)
+        self.weights = weights or Weights()
+        self._upkeep = ClusterUpkeep(self.weights)
         self._contents = Contents(self.written, self._upkeep)
         mirror.on_change(self._follow)
 

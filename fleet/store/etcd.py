@@ -90,10 +90,10 @@ class EtcdStore:
         reply = await self._ask(_range, rpc.RangeRequest(key=key.encode()))
         return _key_value(reply.kvs[0]) if reply.kvs else None
 
-    async def list_prefix(self, prefix: str) -> Listing:
-        """Every key under `prefix`, in pages that are all read at the first page's revision."""
+    async def list_prefix(self, prefix: str, revision: int = 0) -> Listing:
+        """Every key under `prefix`, in pages that are all read at `revision`, or at the first page's."""
         start, end = prefix.encode(), _prefix_end(prefix)
-        revision, entries = 0, []
+        entries: list[KeyValue] = []
         while True:
             request = rpc.RangeRequest(key=start, range_end=end, limit=PAGE_KEYS, revision=revision)
             reply = await self._ask(_range, request)

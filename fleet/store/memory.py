@@ -39,6 +39,8 @@ class MemoryStore:
         self._revision = 1
         self._compacted = 0
         self._keys: dict[str, KeyValue] = {}
+        # What the keys were before the events of the history.
+        self._base: dict[str, KeyValue] = {}
         self._history: list[WatchEvent] = []
         self._leases: dict[int, _Lease] = {}
         self._last_lease = 0
@@ -60,11 +62,19 @@ class MemoryStore:
         self._enter()
         return self._keys.get(key)
 
-    async def list_prefix(self, prefix: str) -> Listing:
-        """Every key under `prefix` in key order."""
+    async def list_prefix(self, prefix: str, revision: int = 0) -> Listing:
+        """Every key under `prefix` in key order, now or as of `revision`."""
         self._enter()
-        found = tuple(self._keys[key] for key in sorted(self._keys) if key.startswith(prefix))
-        return Listing(self._revision, found)
+        if not revision:
+            found = tuple(self._keys[key] for key in sorted(self._keys) if key.startswith(prefix))
+            return Listing(self._revision, found)
+        if not self._compacted <= revision <= self._revision:
+            raise CompactedError("compacted", f"revision {revision} is compacted, or not there yet", "list again")
+        then = {key: entry for key, entry in self._base.items() if key.startswith(prefix)}
+        for event in self._history:
+            if event.mod_revision <= revision and event.key.startswith(prefix):
+                _apply(then, event)
+        return Listing(revision, tuple(then[key] for key in sorted(then)))
 
     async def transact(self, conditions: Sequence[Unmoved], writes: Sequence[Write]) -> Committed:
         """All writes if every condition holds; raises ConflictError `lease_gone` when a write's lease has ended."""
@@ -107,6 +117,9 @@ class MemoryStore:
         """Forget the history before `revision`."""
         self._enter()
         self._compacted = max(self._compacted, revision)
+        for event in self._history:
+            if event.mod_revision < revision:
+                _apply(self._base, event)
         self._history = [event for event in self._history if event.mod_revision >= revision]
         self._wake()
 
@@ -175,3 +188,10 @@ class MemoryStore:
                 yield batch
             else:
                 await changed.wait()
+
+
+def _apply(keys: dict[str, KeyValue], event: WatchEvent) -> None:
+    old = keys.pop(event.key, None)
+    if event.kind is EventKind.PUT:
+        created = old.create_revision if old else event.mod_revision
+        keys[event.key] = KeyValue(event.key, event.value, created, event.mod_revision)

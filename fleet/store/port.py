@@ -101,8 +101,11 @@ class Store(Protocol):
     async def get(self, key: str) -> KeyValue | None:
         """The key now (linearizable), or None."""
 
-    async def list_prefix(self, prefix: str) -> Listing:
-        """Every key under `prefix`, all at one revision (linearizable); pages behind the scenes as needed."""
+    async def list_prefix(self, prefix: str, revision: int = 0) -> Listing:
+        """Every key under `prefix`, all at one revision (linearizable); pages behind the scenes as needed.
+
+        With `revision` as it was then; raises CompactedError where that is compacted, or not there yet.
+        """
 
     async def transact(self, conditions: Sequence[Unmoved], writes: Sequence[Write]) -> Committed:
         """Write all of `writes` if every condition holds, else nothing. A key may be written once at most.

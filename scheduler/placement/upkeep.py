@@ -41,7 +41,7 @@ class ClusterUpkeep:
 
     def refresh(self, snapshot: Snapshot, now_ms: int) -> Cluster:
         """The cluster as `snapshot` has it at that time; marks set before are void."""
-        backing_off = frozenset(host_id for host_id, one in snapshot.losses.items() if one.until_ms > now_ms)
+        backing_off = frozenset(host_id for host_id in snapshot.losses if snapshot.is_backing_off(host_id, now_ms))
         self._stale_hosts |= backing_off ^ self._backing_off
         self._backing_off = backing_off
         for host_id in sorted(self._stale_hosts):
@@ -79,7 +79,7 @@ def view_of(snapshot: Snapshot, host_id: HostId, now_ms: int) -> HostView:
         is_alive=host_id in snapshot.alive,
         is_readable=host_id not in snapshot.opaque_hosts,
         is_cordoned=host_id in snapshot.cordons,
-        is_backing_off=losses is not None and losses.until_ms > now_ms,
+        is_backing_off=snapshot.is_backing_off(host_id, now_ms),
         reserved=sums.reserved_by_host.get(host_id),
         tenant_counts=dict(sums.tenants_on.get(host_id, {})),
         losses=losses,

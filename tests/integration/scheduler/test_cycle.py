@@ -33,7 +33,6 @@ from fleet.store.keyspace import (
 from fleet.store.memory import MemoryStore
 from fleet.store.port import TRANSACTION_OPS_MAX, Delete, Put, Store, Unmoved, Write
 from scheduler.commit import Committer, plan_changes
-from scheduler.placement.plan import plan
 from scheduler.placement.snapshot import add, share_of
 from tests.integration.scheduler.parts import HANG_S, Decider, running
 from tests.unit.scheduler.build import (
@@ -42,6 +41,7 @@ from tests.unit.scheduler.build import (
     assignment,
     host,
     host_puts,
+    planned,
     record,
     record_puts,
     sandbox_id,
@@ -216,7 +216,7 @@ async def test_a_group_that_was_outrun_writes_nothing(store: Store, decider: Dec
     seen = decider.state.snapshot()
     committer = Committer(store, lambda: 0.0)
     views = [replace(seen, alive=frozenset([HostId(name)])) for name in ("one", "two")]
-    plans = [list(plan_changes(only, plan(only, NOW_MS))) for only in views]
+    plans = [list(plan_changes(only, planned(only, NOW_MS))) for only in views]
     outcomes = []
     for changes in plans:
         outcomes.append((await committer.commit(fence, changes)).is_committed)
@@ -235,7 +235,7 @@ async def test_nothing_is_written_on_what_has_moved(store: Store, decider: Decid
         "reservation": Put(reservation_key(host().host_id), encode(Reservation(host().host_id))),
         "cordon": Put(cordon_key(host().host_id), encode(HostCordon(host().host_id, "ops", NOW_MS))),
     }[moved]
-    changes = list(plan_changes(seen, plan(seen, NOW_MS)))
+    changes = list(plan_changes(seen, planned(seen, NOW_MS)))
     await put_all(store, [write])
     outcome = await Committer(store, lambda: 0.0).commit(fence, changes)
     assert not outcome.is_committed

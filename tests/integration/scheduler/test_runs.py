@@ -23,7 +23,6 @@ from fleet.store.keyspace import ASSIGNMENTS, LEADER, RECORDS, assignment_key, r
 from fleet.store.memory import MemoryStore
 from fleet.store.port import Committed, Put, Store, Unmoved, Write
 from scheduler.commit import Committer, plan_changes
-from scheduler.placement.plan import plan
 from scheduler.placement.snapshot import share_of
 from tests.integration.scheduler.parts import HANG_S, Client, Decider, Fleet, ObedientHost, running
 from tests.unit.scheduler.build import (
@@ -34,6 +33,7 @@ from tests.unit.scheduler.build import (
     assignment,
     host,
     host_puts,
+    planned,
     record,
     record_puts,
     sandbox_id,
@@ -181,7 +181,7 @@ async def test_a_further_run_is_placed_once(store: Store, fence: Unmoved) -> Non
         await decider.mirror.wait_for(revision, HANG_S)
         seen = decider.state.snapshot()
     outcomes = []
-    plans = [list(plan_changes(seen, plan(seen, now_ms))) for now_ms in (NOW_MS, NOW_MS + 1)]
+    plans = [list(plan_changes(seen, planned(seen, now_ms))) for now_ms in (NOW_MS, NOW_MS + 1)]
     for changes in plans:
         outcomes.append((await Committer(store, lambda: 0.0).commit(fence, changes)).is_committed)
     assert outcomes == [True, False]

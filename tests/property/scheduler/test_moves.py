@@ -31,9 +31,8 @@ from scheduler.contents import snapshot_of
 from scheduler.moves import move_changes, registration_of
 from scheduler.placement.evictions import Absence, due_moves, find_absent
 from scheduler.placement.lifecycle import due_changes
-from scheduler.placement.plan import plan
 from scheduler.placement.snapshot import Snapshot, repairs
-from tests.unit.scheduler.build import NOW_MS, host, record, record_puts, spec
+from tests.unit.scheduler.build import NOW_MS, host, planned, record, record_puts, spec
 
 LEASE_S = 15.0
 NAMES = ("one", "two", "three")
@@ -166,7 +165,7 @@ class World:
         moves = due_moves(snapshot, self.absent, now_s=self.now_s, now_ms=self.now_ms)
         due = due or [*move_changes(snapshot, moves, self.now_ms)]
         due = due or [*repair_changes(snapshot, repairs(snapshot))]
-        return due or [*plan_changes(snapshot, plan(snapshot, self.now_ms))]
+        return due or [*plan_changes(snapshot, planned(snapshot, self.now_ms))]
 
     def check(self) -> None:
         for wish in SANDBOXES:

@@ -21,7 +21,6 @@ from fleet.model.sandbox import (
 )
 from scheduler.commit import is_news
 from scheduler.placement.filters import Candidate, first_excluding
-from scheduler.placement.plan import plan
 from scheduler.placement.snapshot import Snapshot, free_of, repairs, reserved, set_aside, share_of
 from tests.unit.scheduler.build import (
     BASE,
@@ -30,6 +29,7 @@ from tests.unit.scheduler.build import (
     SOURCE,
     assignment,
     host,
+    planned,
     record,
     snapshot,
     source,
@@ -124,7 +124,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 
 def apply(seen: Snapshot) -> Snapshot:
     """The snapshot after its plan was committed."""
-    made = plan(seen, NOW_MS)
+    made = planned(seen, NOW_MS)
     assignments = {**seen.assignments, **{one.sandbox_id: one for one in made.assignments}}
     return replace(seen, assignments=assignments, refusals={one.sandbox_id: one for one in made.refusals})
 
@@ -146,7 +146,7 @@ def candidates(seen: Snapshot) -> list[Candidate]:
 @given(snapshots())
 def test_a_plan_never_overcommits(seen: Snapshot) -> None:
     """No host that a plan adds to has less than nothing left of anything afterwards."""
-    chosen = {one.host_id for one in plan(seen, NOW_MS).assignments}
+    chosen = {one.host_id for one in planned(seen, NOW_MS).assignments}
     for one in candidates(apply(seen)):
         if one.record.host_id in chosen:
             assert min(one.free.vcpus, one.free.memory_mib, one.free.disk_mib, one.free.sandboxes) >= 0
@@ -167,7 +167,7 @@ def freed(own: Reservation, carrier: Candidate) -> Candidate:
 @given(snapshots())
 def test_every_placement_passes_every_filter(seen: Snapshot) -> None:
     """A sandbox lands only where, counting all that was placed with it, nothing excludes it."""
-    made = plan(seen, NOW_MS)
+    made = planned(seen, NOW_MS)
     after = {one.record.host_id: one for one in candidates(apply(seen))}
     for order in made.assignments:
         landed = after[order.host_id]
@@ -179,7 +179,7 @@ def test_every_placement_passes_every_filter(seen: Snapshot) -> None:
 @given(snapshots())
 def test_a_further_run_never_moves(seen: Snapshot) -> None:
     """A sandbox that has a host runs again there or nowhere, on the image it had, and its order names the wished run."""
-    for order in plan(seen, NOW_MS).assignments:
+    for order in planned(seen, NOW_MS).assignments:
         known, wish = seen.assignments.get(order.sandbox_id), seen.records[order.sandbox_id]
         assert (order.run, order.generation, order.goal) == (wish.run, wish.generation, Goal.RUN)
         if known is not None:
@@ -191,7 +191,7 @@ def test_a_further_run_never_moves(seen: Snapshot) -> None:
 def test_a_refusal_is_necessary(seen: Snapshot) -> None:
     """Whatever a plan refuses, no host can carry, and for a further run its own cannot; each host is counted once."""
     left = {one.record.host_id: one for one in candidates(apply(seen))}
-    for refusal in plan(seen, NOW_MS).refusals:
+    for refusal in planned(seen, NOW_MS).refusals:
         wish = seen.records[refusal.sandbox_id]
         known = seen.assignments.get(wish.sandbox_id)
         able = list(left.values())
@@ -205,7 +205,7 @@ def test_a_refusal_is_necessary(seen: Snapshot) -> None:
 @given(snapshots())
 def test_every_pending_sandbox_is_placed_or_refused(seen: Snapshot) -> None:
     """A plan leaves nobody without an answer, and answers nobody twice."""
-    made = plan(seen, NOW_MS)
+    made = planned(seen, NOW_MS)
     answered = [one.sandbox_id for one in (*made.assignments, *made.refusals)]
     assert sorted(answered) == sorted(one.sandbox_id for one in seen.pending())
 
@@ -217,14 +217,14 @@ def test_the_same_snapshot_gives_the_same_plan(seen: Snapshot, chance: random.Ra
         name: dict(chance.sample(list(getattr(seen, name).items()), len(getattr(seen, name))))
         for name in ("records", "assignments", "statuses", "hosts", "sources")
     }
-    assert plan(replace(seen, **shuffled), NOW_MS) == plan(seen, NOW_MS)
+    assert planned(replace(seen, **shuffled), NOW_MS) == planned(seen, NOW_MS)
 
 
 @given(snapshots())
 def test_planning_again_changes_nothing(seen: Snapshot) -> None:
     """Once a plan is carried out, the next one has nothing to place and nothing new to say."""
     after = apply(seen)
-    again = plan(after, NOW_MS + 1000)
+    again = planned(after, NOW_MS + 1000)
     assert again.assignments == ()
     assert {one.sandbox_id for one in again.refusals} == set(after.refusals)
     assert not any(is_news(refusal, after.refusals[refusal.sandbox_id]) for refusal in again.refusals)

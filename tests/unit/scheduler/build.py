@@ -21,7 +21,9 @@ from fleet.model.sandbox import (
 )
 from fleet.store.keyspace import alive_key, host_key, id_key, name_key, record_key, source_key, status_key
 from fleet.store.port import Put
+from scheduler.placement.plan import Plan, plan
 from scheduler.placement.snapshot import Snapshot
+from scheduler.placement.upkeep import cluster_of
 
 DEMO, OTHER = Tenant("demo"), Tenant("other")
 BASE = Digest("sha256:" + "b" * 64)
@@ -133,3 +135,8 @@ def status_put(published: SandboxStatus) -> Put:
 
 def source_put(holder: HostRecord, tenant: Tenant = DEMO) -> Put:
     return Put(source_key(tenant, SOURCE.removeprefix("sha256:"), holder.host_id), b"")
+
+
+def planned(seen: Snapshot, now_ms: int = NOW_MS, seed: int = 0) -> Plan:
+    """The plan for all that waits."""
+    return plan(seen, cluster_of(seen, now_ms), seen.pending(), now_ms=now_ms, seed=seed)

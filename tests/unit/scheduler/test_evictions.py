@@ -26,8 +26,7 @@ from scheduler.placement.evictions import (
     halt,
 )
 from scheduler.placement.lifecycle import Dismissal, Order, due_changes
-from scheduler.placement.plan import plan
-from tests.unit.scheduler.build import NOW_MS, assignment, host, record, snapshot, spec, status
+from tests.unit.scheduler.build import NOW_MS, assignment, host, planned, record, snapshot, spec, status
 
 ONE, TWO = HostId("one"), HostId("two")
 FENCED = host("one", is_fenced=True)
@@ -329,15 +328,15 @@ def test_a_further_placement_is_elsewhere() -> None:
     wish = replace(WISH, placement=2, generation=2, run=3)
     gone = replace(ORDER, goal=Goal.REMOVE, generation=2)
     parts = snapshot(records=[wish], assignments=[gone], hosts=[FENCED])
-    (refusal,) = plan(parts, NOW_MS).refusals
+    (refusal,) = planned(parts, NOW_MS).refusals
     assert [reason.code for reason in refusal.reasons] == ["leaving"]
     parts = snapshot(records=[wish], assignments=[gone], hosts=[FENCED, host("two")])
-    (placed,) = plan(parts, NOW_MS).assignments
+    (placed,) = planned(parts, NOW_MS).assignments
     assert (placed.host_id, placed.placement, placed.run, placed.first_run) == (TWO, 2, 3, 3)
-    assert plan(parts, NOW_MS - 1).assignments
-    assert plan(replace(parts, records={wish.sandbox_id: replace(wish, not_before_ms=NOW_MS + 1)}), NOW_MS) == plan(
-        snapshot(), NOW_MS
-    )
+    assert planned(parts, NOW_MS - 1).assignments
+    assert planned(
+        replace(parts, records={wish.sandbox_id: replace(wish, not_before_ms=NOW_MS + 1)}), NOW_MS
+    ) == planned(snapshot(), NOW_MS)
 
 
 def test_losses_double_the_wait_and_are_forgotten() -> None:

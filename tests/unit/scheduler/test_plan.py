@@ -9,7 +9,6 @@ from fleet.model.assignment import Assignment
 from fleet.model.host import UNTAGGED, Capacity, HostImage, HostRecord
 from fleet.model.ids import Digest, HostId
 from fleet.model.sandbox import Goal, Phase, Resources, SandboxRecord, SandboxStatus
-from scheduler.placement.plan import plan
 from scheduler.placement.snapshot import Reservation, repairs, reserved
 from tests.unit.scheduler.build import (
     BASE,
@@ -20,6 +19,7 @@ from tests.unit.scheduler.build import (
     SOURCE,
     assignment,
     host,
+    planned,
     record,
     snapshot,
     source,
@@ -33,14 +33,14 @@ ONE_PLACE = Capacity(vcpus=8, memory_mib=8192, disk_mib=8192, sandboxes=1)
 def test_an_assignment_is_complete() -> None:
     """The order holds all that the host needs: spec, resolved image, overhead, goal and generation."""
     wish, carrier = record(), host()
-    (made,) = plan(snapshot(records=[wish], hosts=[carrier]), NOW_MS).assignments
+    (made,) = planned(snapshot(records=[wish], hosts=[carrier]), NOW_MS).assignments
     assert made == assignment(wish, carrier, image_digest=BASE)
 
 
 def test_the_oldest_goes_first() -> None:
     """With one place left, the sandbox that was created first has it; the other is refused."""
     old, young = record(2, created_at_ms=1), record(1, created_at_ms=2)
-    made = plan(snapshot(records=[young, old], hosts=[host(capacity=ONE_PLACE)]), NOW_MS)
+    made = planned(snapshot(records=[young, old], hosts=[host(capacity=ONE_PLACE)]), NOW_MS)
     assert [one.sandbox_id for one in made.assignments] == [old.sandbox_id]
     assert [one.sandbox_id for one in made.refusals] == [young.sandbox_id]
 
@@ -48,7 +48,7 @@ def test_the_oldest_goes_first() -> None:
 def test_one_that_fits_nowhere_holds_nobody_up() -> None:
     """A sandbox larger than every host stays pending, and those behind it are placed."""
     huge = record(0, spec=spec(0, resources=Resources(vcpus=64, memory_mib=512, disk_mib=1024)))
-    made = plan(snapshot(records=[huge, record(1)], hosts=[host()]), NOW_MS)
+    made = planned(snapshot(records=[huge, record(1)], hosts=[host()]), NOW_MS)
     assert [one.sandbox_id for one in made.assignments] == [record(1).sandbox_id]
     assert [one.sandbox_id for one in made.refusals] == [huge.sandbox_id]
 
@@ -58,16 +58,16 @@ def test_a_host_that_holds_the_sources_is_preferred() -> None:
     wish = record(spec=spec(sources=(source(),)))
     near, full = host("near"), host("full", capacity=replace(ROOMY, memory_mib=1024))
     held = {(DEMO, SOURCE): frozenset([near.host_id]), (OTHER, SOURCE): frozenset([full.host_id])}
-    (made,) = plan(snapshot(records=[wish], hosts=[full, near], sources=held), NOW_MS).assignments
+    (made,) = planned(snapshot(records=[wish], hosts=[full, near], sources=held), NOW_MS).assignments
     assert made.host_id == near.host_id
 
 
 def test_the_best_fit_is_chosen_then_the_first_by_id() -> None:
     """Small sandboxes fill small gaps, so that room for large ones stays; equals are decided by id."""
     tight = host("tight", capacity=Capacity(vcpus=1, memory_mib=1024, disk_mib=1024, sandboxes=1))
-    (made,) = plan(snapshot(records=[record()], hosts=[host("wide"), tight]), NOW_MS).assignments
+    (made,) = planned(snapshot(records=[record()], hosts=[host("wide"), tight]), NOW_MS).assignments
     assert made.host_id == tight.host_id
-    (made,) = plan(snapshot(records=[record()], hosts=[host("b"), host("a")]), NOW_MS).assignments
+    (made,) = planned(snapshot(records=[record()], hosts=[host("b"), host("a")]), NOW_MS).assignments
     assert made.host_id == "a"
 
 
@@ -80,7 +80,7 @@ def test_what_is_not_pending_is_left_alone() -> None:
         hosts=[host()],
         opaque_sandboxes=frozenset([opaque.sandbox_id]),
     )
-    made = plan(seen, NOW_MS)
+    made = planned(seen, NOW_MS)
     assert (made.assignments, made.refusals) == ((), ())
 
 
@@ -88,7 +88,7 @@ def test_a_host_with_an_unreadable_order_takes_nothing() -> None:
     """How much such an order has set aside is unknown, so nothing is added to it, and its reservation is left alone."""
     carrier = host()
     seen = snapshot(records=[record()], hosts=[carrier], opaque_hosts=frozenset([carrier.host_id]))
-    (refusal,) = plan(seen, NOW_MS).refusals
+    (refusal,) = planned(seen, NOW_MS).refusals
     assert [reason.code for reason in refusal.reasons] == ["readable"]
     stored = {carrier.host_id: Reservation(carrier.host_id, 1, 1, 1, 1)}
     assert repairs(replace(seen, reservations=stored)) == ()
@@ -100,10 +100,10 @@ def test_released_sandboxes_set_nothing_aside() -> None:
     order = assignment(wish, carrier)
     running = snapshot(records=[wish, record(1)], assignments=[order], hosts=[carrier], statuses=[status(order)])
     assert reserved(running)[carrier.host_id] == Reservation(carrier.host_id, 1, 712, 1024, 1)
-    assert plan(running, NOW_MS).assignments == ()
+    assert planned(running, NOW_MS).assignments == ()
     over = status(order, Phase.COMPLETED, released=True)
     released = replace(running, statuses={(carrier.host_id, wish.sandbox_id): over})
-    assert [one.sandbox_id for one in plan(released, NOW_MS).assignments] == [record(1).sandbox_id]
+    assert [one.sandbox_id for one in planned(released, NOW_MS).assignments] == [record(1).sandbox_id]
 
 
 def stopped(carrier: HostRecord, wish: SandboxRecord, run: int = 1) -> tuple[Assignment, SandboxStatus]:
@@ -130,7 +130,7 @@ def test_a_started_sandbox_goes_back_to_its_host() -> None:
     order, said = stopped(carrier, record())
     wish = record(generation=3, run=2)
     seen = snapshot(records=[wish], assignments=[order], statuses=[said], hosts=[carrier, host("roomy")])
-    (made,) = plan(seen, NOW_MS + 5).assignments
+    (made,) = planned(seen, NOW_MS + 5).assignments
     assert made == replace(order, goal=Goal.RUN, generation=3, run=2, assigned_at_ms=NOW_MS + 5)
 
 
@@ -159,7 +159,7 @@ def test_a_started_sandbox_waits_for_its_own_host(changes: dict[str, Any], parts
         statuses=[said],
         **{"hosts": [carrier, host("roomy")], **parts},
     )
-    made = plan(seen, NOW_MS)
+    made = planned(seen, NOW_MS)
     assert [one.host_id for one in made.assignments] == ([] if code else ["own"])
     assert [reason.code for refusal in made.refusals for reason in refusal.reasons] == ([code] if code else [])
 
@@ -169,7 +169,7 @@ def test_two_started_sandboxes_share_what_is_left() -> None:
     carrier = host(capacity=replace(ROOMY, vcpus=1))
     orders, said = zip(*(stopped(carrier, record(number)) for number in (0, 1)), strict=True)
     wishes = [record(number, generation=3, run=2) for number in (0, 1)]
-    made = plan(snapshot(records=wishes, assignments=orders, statuses=said, hosts=[carrier]), NOW_MS)
+    made = planned(snapshot(records=wishes, assignments=orders, statuses=said, hosts=[carrier]), NOW_MS)
     assert [one.sandbox_id for one in made.assignments] == [record(0).sandbox_id]
     assert [one.reasons[0].message for one in made.refusals] == ["needs 1 vCPUs, at most 0 are free"]
 
@@ -205,8 +205,8 @@ def test_impossible_wishes_cost_a_plan_so_much_and_no_more(monkeypatch: pytest.M
     modest, own = record(200, tenant=OTHER), record(300)
     seen = snapshot(records=[*greedy, modest, own], hosts=carriers)
     placed, refused = set(), set()
-    for now_ms in range(1, 400):
-        made = plan(seen, now_ms)
+    for seed in range(1, 400):
+        made = planned(seen, seed=seed)
         assert len(made.refusals) <= 5
         assert modest.sandbox_id in {one.sandbox_id for one in made.assignments}
         placed |= {one.sandbox_id for one in made.assignments}
