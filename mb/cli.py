@@ -39,6 +39,7 @@ _VERBS = {
     "rm": ("mb.commands.destroy", "The same as destroy."),
     "secret": ("mb.commands.secret", "Secrets of sandboxes."),
     "host": ("mb.commands.host", "Hosts (operators)."),
+    "scheduler": ("mb.commands.scheduler", "Schedulers (operators)."),
     "image": ("mb.commands.image", "Images on this machine."),
     "pki": ("mb.commands.pki", "Authority and certificates."),
     "completion": ("mb.commands.completion", "Completion for your shell."),

@@ -9,11 +9,19 @@ from typing import Any
 
 import grpc
 
-from bedplate.host.v1 import enrolment_pb2, enrolment_pb2_grpc, service_pb2, service_pb2_grpc
+from bedplate.host.v1 import (
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    scheduler_pb2,
+    scheduler_pb2_grpc,
+    service_pb2,
+    service_pb2_grpc,
+)
 from fleet.codec import from_message
 from fleet.failover import open_failover
 from fleet.identity import SCHEDULER_SERVER_NAME
 from fleet.model.host import Host
+from fleet.model.scheduler import Scheduler
 from fleet.rpc import translated
 from mb.config import ClientConfig
 from mb.live import CALL_TIMEOUT_S
@@ -34,6 +42,7 @@ class Operator:
         self._peer = peer
         # grpcio's generated stubs are typed for its synchronous twin.
         self._hosts: Any = service_pb2_grpc.HostServiceStub(channel)
+        self._schedulers: Any = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
 
     async def list_hosts(self) -> list[Host]:
@@ -41,6 +50,13 @@ class Operator:
         with translated(self._peer):
             reply = await self._hosts.ListHosts(service_pb2.ListHostsRequest(), timeout=CALL_TIMEOUT_S)
         return [from_message(Host, host) for host in reply.hosts]
+
+    async def list_schedulers(self) -> list[Scheduler]:
+        """Every scheduler that serves."""
+        request = scheduler_pb2.ListSchedulersRequest()
+        with translated(self._peer):
+            reply = await self._schedulers.ListSchedulers(request, timeout=CALL_TIMEOUT_S)
+        return [from_message(Scheduler, one) for one in reply.schedulers]
 
     async def cordon_host(self, host_id: str, reason: str) -> Host:
         """Nothing new is placed on it."""

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,7 @@ from grpc_health.v1 import health as health_service
 
 from bedplate.content.v1 import content_pb2_grpc
 from bedplate.host.v1 import enrolment_pb2_grpc as enrolment_grpc
+from bedplate.host.v1 import scheduler_pb2_grpc as scheduler_grpc
 from bedplate.host.v1 import service_pb2_grpc as host_grpc
 from bedplate.sandbox.v1 import event_pb2_grpc
 from bedplate.sandbox.v1 import service_pb2_grpc as sandbox_grpc
@@ -24,6 +26,7 @@ from fleet.certificates import inspect_files
 from fleet.config import load_config
 from fleet.errors import BedplateError, InvalidSpecError
 from fleet.identity import Role, TlsFiles
+from fleet.model.scheduler import SchedulerRecord
 from fleet.revocation import Revocations
 from fleet.server import STOP_GRACE_S, start_open_server, start_server
 from fleet.store.election import Election
@@ -47,11 +50,13 @@ from scheduler.api.output import OutputService
 from scheduler.api.permissions import BY_TOKEN, PERMISSIONS
 from scheduler.api.revocation import Revoker
 from scheduler.api.sandboxes import SandboxService
+from scheduler.api.schedulers import SchedulerService
 from scheduler.api.secret_values import SecretService
 from scheduler.api.usage import UsageService
 from scheduler.cycle import Cycle
 from scheduler.issuer import EnrolmentConfig, Issuer
 from scheduler.placement.weights import Weights
+from scheduler.presence import Presence
 from scheduler.quotas import Quotas
 from scheduler.state import FleetState
 from scheduler.submissions import Submissions
@@ -147,6 +152,7 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     enrolment = EnrolmentService(store, Revoker(store, state, _now_ms), config.tls, issuer, _now_ms)
 
     def register(server: grpc.aio.Server) -> None:
+        scheduler_grpc.add_SchedulerServiceServicer_to_server(SchedulerService(store), server)
         sandboxes = SandboxService(store, state, _now_ms, writes, creations)
         sandbox_grpc.add_SandboxServiceServicer_to_server(sandboxes, server)
         sandbox_grpc.add_OutputServiceServicer_to_server(OutputService(state, channels), server)
@@ -159,13 +165,15 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
         enrolment_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)
 
     server, port = await start_server(config.listen, config.tls, PERMISSIONS, register, revocations, servicer=health)
-    log.info("scheduler.started", address=f"{config.listen.rpartition(':')[0]}:{port}", name=config.name)
+    address = f"{config.listen.rpartition(':')[0]}:{port}"
+    log.info("scheduler.started", address=address, name=config.name)
+    presence = _presence(config, store, address, election)
     joining = None
     try:
         joining = await _start_joining(config, store, issuer)
         async with asyncio.TaskGroup() as parts:
             leading = [parts.create_task(part.run()) for part in (cycle, election)]
-            running = [parts.create_task(part.run()) for part in (mirror, report)]
+            running = [parts.create_task(part.run()) for part in (mirror, report, presence)]
             running.append(parts.create_task(follow_revocations(store, revocations)))
             await stop.wait()
             # Another leads while calls here still end.
@@ -182,6 +190,13 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
         await server.stop(None)
         await channels.close()
     log.info("scheduler.stopped", name=config.name)
+
+
+def _presence(config: Config, store: Store, address: str, election: Election) -> Presence:
+    record = SchedulerRecord(config.name, address, version("bedplate"), _now_ms())
+    presence = Presence(store, record, time.monotonic, _now_ms)
+    election.on_won(presence.lead)
+    return presence
 
 
 async def _start_joining(config: Config, store: Store, issuer: Issuer | None) -> grpc.aio.Server | None:

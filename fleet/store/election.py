@@ -32,11 +32,11 @@ class Election:
         self._keeper: LeaseKeeper | None = None
         self._revision = 0
         self._won = asyncio.Event()
-        self._listener: Callable[[], None] = lambda: None
+        self._listeners: list[Callable[[], None]] = []
 
     def on_won(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever this candidate has won; it must return at once."""
-        self._listener = listener
+        self._listeners.append(listener)
 
     def fence(self) -> Unmoved | None:
         """The condition that this candidate still leads, for every transaction it writes; None while it does not lead."""
@@ -83,7 +83,8 @@ class Election:
             if committed.is_committed:
                 self._revision = committed.revision
                 self._won.set()
-                self._listener()
+                for listener in self._listeners:
+                    listener()
                 duration_ms = round((self._clock() - began_s) * 1000, 1)
                 log.info("leadership.won", key=self._key, name=self._name, duration_ms=duration_ms)
             else:

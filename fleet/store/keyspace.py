@@ -33,6 +33,7 @@ ISSUED = ROOT + "issued/"
 REVOKED = ROOT + "revoked/"
 BARRED = REVOKED + "host/"
 LEADER = ROOT + "leader/scheduler"
+SCHEDULERS = ROOT + "scheduler/"
 
 
 def record_key(tenant: Tenant, sandbox_id: SandboxId) -> str:
@@ -164,6 +165,11 @@ def revoked_key(serial: str) -> str:
 def barred_key(host_id: HostId) -> str:
     """That certificates of a host issued before a moment are refused. Writer: scheduler."""
     return f"{BARRED}{host_id}"
+
+
+def scheduler_key(name: str) -> str:
+    """What a scheduler says of itself, under its lease. Writer: that scheduler."""
+    return f"{SCHEDULERS}{name}"
 
 
 def event_key(tenant: Tenant, sandbox_id: SandboxId, name: str) -> str:

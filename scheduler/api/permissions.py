@@ -31,6 +31,7 @@ PERMISSIONS: Permissions = {
     "bedplate.host.v1.HostService/ListHosts": _OPERATORS,
     "bedplate.host.v1.HostService/CordonHost": _OPERATORS,
     "bedplate.host.v1.HostService/UncordonHost": _OPERATORS,
+    "bedplate.host.v1.SchedulerService/ListSchedulers": _OPERATORS,
     "bedplate.host.v1.EnrolmentService/CreateToken": _OPERATORS,
     "bedplate.host.v1.EnrolmentService/RenewCertificate": frozenset({Role.HOST}),
     "bedplate.host.v1.EnrolmentService/RevokeHost": _OPERATORS,

@@ -3,17 +3,21 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fleet.errors import UnavailableError
 from fleet.identity import Role
+from fleet.model.scheduler import Scheduler, SchedulerRecord
 from fleet.store.memory import MemoryStore
 from mb.client import open_client
 from mb.config import ClientConfig, load_client_config
+from mb.render.schedulers import render_schedulers
 from provisioning.embedded.etcd import LOOPBACK, free_ports
 from provisioning.embedded.pki import tls_files
-from tests.integration.scheduler.parts import Fleet
+from tests.integration.mb.parts import Mb
+from tests.integration.scheduler.parts import Fleet, ObedientHost
 from tests.unit.scheduler.build import sandbox_id, spec
 
 
@@ -81,3 +85,25 @@ def test_a_configuration_lists_schedulers(pki: Path, tmp_path: Path) -> None:
     path.write_text(table)
     with pytest.raises(Exception, match="no scheduler is named"):
         load_client_config(path)
+
+
+async def test_schedulers_are_listed(fleet: Fleet, local: ObedientHost, tmp_path: Path) -> None:
+    """`mb scheduler ls` tells who leads and who serves, as a table and as JSON; tenants are refused."""
+    await fleet.knows(local.host_id)
+    operator = Mb(fleet, tmp_path, Role.OPERATOR, "operator")
+    listed: list[dict[str, Any]] = []
+    while not (listed and listed[0]["is_leader"] and listed[0]["record"]["leading_since_ms"]):
+        listed = (await operator.run("scheduler", "ls", "--json")).value()
+    assert [(one["record"]["name"], one["record"]["address"]) for one in listed] == [("under-test", fleet.address)]
+    shown = (await operator.run("scheduler", "ls")).stdout.splitlines()
+    assert shown[1].split()[:2] == ["under-test", "leads"]
+    refused = await Mb(fleet, tmp_path, Role.TENANT, "demo").run("scheduler", "ls", "--json")
+    assert refused.error()["code"] == "role_not_permitted"
+
+
+def test_a_leaderless_fleet_is_told() -> None:
+    """With nobody leading the table says so."""
+    others = [Scheduler(SchedulerRecord(name, "10.0.0.1:7443", "0.1.0", 1), is_leader=False) for name in ("a", "b")]
+    shown = render_schedulers(others, 10_000)
+    assert [line.split()[:2] for line in shown[1:3]] == [["a", "serves"], ["b", "serves"]]
+    assert shown[3].startswith("nobody leads")

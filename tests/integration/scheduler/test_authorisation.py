@@ -49,6 +49,7 @@ SCHEDULER = {
     "bedplate.host.v1.HostService/ListHosts": "operator",
     "bedplate.host.v1.HostService/CordonHost": "operator",
     "bedplate.host.v1.HostService/UncordonHost": "operator",
+    "bedplate.host.v1.SchedulerService/ListSchedulers": "operator",
     "bedplate.host.v1.EnrolmentService/CreateToken": "operator",
     "bedplate.host.v1.EnrolmentService/RenewCertificate": "host",
     "bedplate.host.v1.EnrolmentService/RevokeHost": "operator",
