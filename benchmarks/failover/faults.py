@@ -149,7 +149,7 @@ async def cut_host(scene: Scene) -> Report:
 
 async def kill_hostd(scene: Scene) -> Report:
     """kill -9 of hostd on a host with real VMs, which go on."""
-    name = scene.chance.choice(list(scene.fleet.libvirts) or list(scene.fleet.hosts))
+    name = scene.chance.choice(list(scene.fleet.libvirts))
     unit = scene.fleet.hosts[name]
     unit.kill()
     await scene.sleep(DOWN_S)
