@@ -8,7 +8,6 @@ Medians and 99th percentiles over the runs of one session. `--save` keeps them i
 import argparse
 import asyncio
 import json
-import platform
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from benchmarks.figures import start_once, summarise_stages
 from benchmarks.measure import (
     describe_machine,
+    keep_result,
     render,
     run_mb,
     running_fleet,
@@ -35,7 +35,6 @@ from fleet.rpc import open_channel
 from provisioning.embedded.fleet import EmbeddedFleet
 from provisioning.embedded.pki import EMBEDDED_TENANT, tls_files
 
-RESULTS = Path(__file__).parent / "results"
 # Small enough that ten fit a laptop, large enough that a guest is itself.
 IDLE_MEMORY = "256MiB"
 # Below an agent's limit of 64 MiB, so that all of it is kept.
@@ -64,7 +63,7 @@ def main() -> int:
         found = {"machine": describe_machine(), **_measure(fleet, folder, options)}
         found |= measure_simulated(fleet, folder, options.simulated, options.idle_s)
     if options.save:
-        _save(found)
+        keep_result("boot", found)
     print(json.dumps(found, indent=2) if options.json else render(found))
     return 0
 
@@ -154,13 +153,6 @@ def _measure_throughput(fleet: EmbeddedFleet, folder: Path) -> dict[str, float]:
         "artifact to host": round(ARTIFACT_MIB / artifact_s, 2),
         "artifact to mb": round(ARTIFACT_MIB / get_s, 2),
     }
-
-
-def _save(found: dict[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"boot-{time.strftime('%Y-%m-%d')}-{platform.machine()}-{found['machine']['cpus']}cpu.json"
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    print(f"kept in {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

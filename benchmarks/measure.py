@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 from provisioning.__main__ import DEFAULT_CACHE
 from provisioning.embedded.fleet import EmbeddedFleet, FleetSettings, start_fleet
 
+RESULTS = Path(__file__).parent / "results"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 1024**2
 # One `mb` of a benchmark, which may run a sandbox to its end on a busy machine.
@@ -129,15 +131,24 @@ def describe_machine() -> dict[str, Any]:
     """The machine that was measured."""
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
-    qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
+    qemu = shutil.which("qemu-system-x86_64")
+    said = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True).stdout if qemu else "none\n"
     return {
         "cpu": cpu.partition(":")[2].strip(),
         "cpus": os.cpu_count(),
         "memory_gib": round(memory_kib / 1024**2, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "qemu": qemu.splitlines()[0],
+        "qemu": said.splitlines()[0],
     }
+
+
+def keep_result(name: str, found: Mapping[str, Any]) -> None:
+    """Keeps a result in benchmarks/results under its name, the day and the machine's kind."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{time.strftime('%Y-%m-%d')}-{platform.machine()}-{found['machine']['cpus']}cpu.json"
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"kept in {path}", file=sys.stderr)
 
 
 def render(found: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from fleet.model.ids import Digest, HostId, Tenant
 from scheduler.placement.demand import ANYWHERE, NO_TENANT, Demand, Shape, Wish
 from scheduler.placement.devices import choose_devices, choose_node
 from scheduler.placement.explanation import Explanation, explain
-from scheduler.placement.fragmentation import Values
+from scheduler.placement.fragmentation import DEFAULT_POPULARITY, Values
 from scheduler.placement.hosts import Hosts, HostView, Share
 from scheduler.placement.neighbourhood import Neighbourhood
 from scheduler.placement.refusals import refuse
@@ -60,7 +60,7 @@ class Cluster:
         self._dropped = 0
         self._undo: list[tuple[HostId, Share, int]] = []
         self._marks = 0
-        self._popularity: tuple[tuple[Shape, int], ...] = ()
+        self._popularity: tuple[tuple[Shape, int], ...] = DEFAULT_POPULARITY
 
     def __len__(self) -> int:
         return len(self._hosts)
@@ -92,8 +92,8 @@ class Cluster:
         self._near.set_holders(tenant, digest, holders)
 
     def set_popularity(self, popularity: Sequence[tuple[Shape, int]]) -> None:
-        """Says what the sandboxes to come look like: shapes with how often each is asked for."""
-        self._popularity = tuple(popularity)
+        """Says what the sandboxes to come look like: shapes with how often each is asked for; none: what nobody knows better."""
+        self._popularity = tuple(popularity) or DEFAULT_POPULARITY
         self._hosts.set_values(Values(self._popularity, self._hosts.kinds.values))
         self._rows.clear()
 

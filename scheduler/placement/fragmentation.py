@@ -29,6 +29,16 @@ COUNTS = 17
 FREES = DEVICE_MILLI + 1
 
 
+# Until records say otherwise: parts of devices and single ones for inference and small training, whole hosts' for large training.
+DEFAULT_POPULARITY = (
+    (Shape(4_000, 16_384, 1, 500), 30),
+    (Shape(8_000, 32_768, 1), 50),
+    (Shape(16_000, 65_536, 2), 8),
+    (Shape(32_000, 131_072, 4), 7),
+    (Shape(64_000, 262_144, 8), 5),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceKind:
     """What requests tell devices apart by."""

@@ -28,8 +28,8 @@ SHARE_BITS = 20
 # More devices in one host than any server board has; the arrays have as many rows as the largest host needs.
 DEVICES_MAX = 16
 ACCELERATORS = tuple(Accelerator)
-# The rows of `free`.
-VCPU, MEMORY, DISK, SLOTS = range(4)
+# The rows of `free`, of which all but the last have shares of a whole; IDLE are thousandths of devices.
+VCPU, MEMORY, DISK, IDLE, SLOTS = range(5)
 # What excludes a host by itself, in the order of the filters; the first that holds counts.
 OPEN, UNREADABLE, DEAD, CORDONED, BACKING_OFF = range(5)
 NO_RACK = ""
@@ -123,9 +123,9 @@ class Hosts:
 
     def _allocate(self, hosts: int, devices: int, nodes: int) -> None:
         self.room = hosts
-        self.free = np.zeros((4, hosts), np.int64)
-        self.capacity = np.zeros((4, hosts), np.int64)
-        self.per_unit = np.zeros((3, hosts), np.int64)
+        self.free = np.zeros((5, hosts), np.int64)
+        self.capacity = np.zeros((5, hosts), np.int64)
+        self.per_unit = np.zeros((4, hosts), np.int64)
         self.status = np.zeros(hosts, np.int64)
         self.losses = np.zeros(hosts, np.int64)
         self.accelerator = np.zeros(hosts, np.int64)
@@ -199,12 +199,13 @@ class Hosts:
     def _write(self, place: int, view: HostView) -> None:
         record, reserved = view.record, view.reserved or Reservation(view.record.host_id)
         vcpu_milli = record.capacity.vcpus * record.vcpu_overcommit_milli * VCPU_MILLI // 1000
-        whole = (vcpu_milli, record.capacity.memory_mib, record.capacity.disk_mib, record.capacity.sandboxes)
+        capacity, idle = record.capacity, min(len(record.gpus), DEVICES_MAX) * DEVICE_MILLI
+        whole = (vcpu_milli, capacity.memory_mib, capacity.disk_mib, idle, capacity.sandboxes)
         used = share_of_reservation(reserved)
-        taken = (used.vcpu_milli, used.memory_mib, used.disk_mib, used.sandboxes)
+        taken = (used.vcpu_milli, used.memory_mib, used.disk_mib, 0, used.sandboxes)
         self.capacity[:, place] = whole
         self.free[:, place] = [amount - gone for amount, gone in zip(whole, taken, strict=True)]
-        self.per_unit[:, place] = [(WHOLE << SHARE_BITS) // max(1, amount) for amount in whole[:3]]
+        self.per_unit[:, place] = [(WHOLE << SHARE_BITS) // max(1, amount) for amount in whole[:SLOTS]]
         self.status[place] = view.status
         self.losses[place] = len(view.losses.at_ms) if view.losses is not None else 0
         self.accelerator[place] = ACCELERATORS.index(record.accelerator)
@@ -274,6 +275,7 @@ class Hosts:
         if not kind:
             return
         free = self.device_free[:, place].tolist()
+        self.free[IDLE, place] = sum(free)
         self.whole[place] = free.count(DEVICE_MILLI)
         self.value[place] = self.values.of_host(kind, int(self.free[VCPU, place]), free)
         switches: dict[str, int] = {}

@@ -16,8 +16,9 @@ from scheduler.placement.hosts import NO_RACK, WHOLE, Hosts, HostView, Ints
 from scheduler.placement.rows import BLOCK, NEARLY_NEVER, NEVER, Row
 from scheduler.placement.weights import Weights
 
-# From so many of a tenant's sandboxes on one host on, one more is no worse.
-SPREAD_MAX = 16
+# From so many of a tenant's sandboxes on one host on, one more is no worse. So many also, that a single one counts less than that
+# a host is filled, and only hosts with many of a tenant's lose to others.
+SPREAD_MAX = 256
 # Tenants whose counts are kept as an array; the others' are made when they are needed.
 TENANTS_MAX = 64
 # Blocks that are looked at singly before all hosts are looked at at once.

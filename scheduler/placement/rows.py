@@ -14,7 +14,19 @@ from fleet.model.ids import NO_DIGEST, Digest
 from fleet.model.sandbox import ImageRef, Label
 from scheduler.placement.demand import DEVICE_MILLI, Demand, takes_device
 from scheduler.placement.fragmentation import COUNTS, FREES, NO_DEVICES, DeviceKind
-from scheduler.placement.hosts import ACCELERATORS, MEMORY, OPEN, SHARE_BITS, SLOTS, VCPU, WHOLE, Bools, Hosts, Ints
+from scheduler.placement.hosts import (
+    ACCELERATORS,
+    IDLE,
+    MEMORY,
+    OPEN,
+    SHARE_BITS,
+    SLOTS,
+    VCPU,
+    WHOLE,
+    Bools,
+    Hosts,
+    Ints,
+)
 from scheduler.placement.weights import Weights
 
 # Lower than any score, and still far from where sums overflow: what a host that cannot carry the class has.
@@ -47,6 +59,8 @@ class Row:
         self.demand = demand
         self.weights = weights
         self.seen = 0
+        packing = (weights.vcpu_packing, weights.memory_packing, weights.disk_packing, weights.balance)
+        self._packing = np.array(packing, np.int64).reshape(-1, 1)
         self.need = np.array([self._need_on(one) for one in ACCELERATORS], np.int64).T.copy()
         labels, tolerated = frozenset(demand.labels), frozenset(demand.tolerations)
         # Labels, taints, network modes and images, in the order of `aspects`.
@@ -66,9 +80,10 @@ class Row:
         self.rebase(slice(0, size))
         self.renew()
 
-    def _need_on(self, accelerator: Accelerator) -> tuple[int, int, int, int]:
+    def _need_on(self, accelerator: Accelerator) -> tuple[int, int, int, int, int]:
         demand = self.demand
-        return demand.vcpu_milli, demand.memory_on(accelerator), demand.disk_mib, 1
+        devices = demand.gpus * demand.gpu_milli
+        return demand.vcpu_milli, demand.memory_on(accelerator), demand.disk_mib, devices, 1
 
     def _preference(self, held: frozenset[Label]) -> int:
         wanted = frozenset(self.demand.prefer_labels)
@@ -107,9 +122,10 @@ class Row:
         hosts, weights = self.hosts, self.weights
         left = hosts.free[:, places] - self.need[:, hosts.accelerator[places]]
         fits: Bools = np.asarray((left >= 0).all(axis=0))
-        packing = (left[:SLOTS] * hosts.per_unit[:, places]) >> SHARE_BITS
-        packing *= self._packing_weights
-        score: Ints = self.base[places] - packing.sum(axis=0)
+        shares = (left[:SLOTS] * hosts.per_unit[:, places]) >> SHARE_BITS
+        shares[IDLE] = abs(shares[VCPU] - shares[IDLE]) * (hosts.host_kind[places] > 0)
+        shares *= self._packing
+        score: Ints = self.base[places] - shares.sum(axis=0)
         if len(hosts.device_free):
             worth, can = self._devices(places, left[VCPU])
             fits &= can
@@ -130,16 +146,11 @@ class Row:
             if terms is not None:
                 terms["numa_fit"] = node
         if terms is not None:
-            for name, part in zip(("vcpu_packing", "memory_packing", "disk_packing"), -packing, strict=True):
+            for name, part in zip(("vcpu_packing", "memory_packing", "disk_packing", "balance"), -shares, strict=True):
                 terms[name] = part
             terms["host"] = self.base[places]
         score += (fits.astype(np.int64) - 1) * -NEVER
         return score
-
-    @property
-    def _packing_weights(self) -> Ints:
-        weights = self.weights
-        return np.array([[weights.vcpu_packing], [weights.memory_packing], [weights.disk_packing]], np.int64)
 
     def eligible(self, places: Places) -> Bools:
         """Which devices can serve the class when free, in rows as `device_free`."""
