@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.failover.load import Kind, Load
+from benchmarks.failover.load import Kind, Load, Promise
 from benchmarks.failover.simulated_host import LIVES
 from benchmarks.failover.watch import StoreWatch
 from fleet.model.assignment import Sandbox
@@ -22,6 +22,7 @@ LOOK_S = 0.5
 SAMPLE_S = 0.25
 _MARK = "guest=bp-"
 _RUNS = frozenset({Phase.RUNNING, Phase.COMPLETED})
+_HOST_GONE = frozenset({"host_lost", "host_fenced"})
 _STOPPED = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
 
 
@@ -79,10 +80,10 @@ async def violations(fleet: RackFleet, watch: StoreWatch, load: Load, sampler: V
     found = [f"{one}: nobody asked for it" for one in listed if one not in load.promises]
     found += [f"{name}: two VMs at once" for name in sorted(sampler.doubles)]
     found += await watch.wrong_books()
-    found += _simulated_violations(fleet)
+    found += _simulated_violations(fleet, load)
     for sandbox_id, sandbox in listed.items():
         promise = load.promises.get(sandbox_id)
-        if promise is not None and promise.kind is Kind.REAL and promise.goal is Goal.RUN:
+        if promise is not None and promise.kind is Kind.REAL and sandbox.phase is Phase.RUNNING:
             tokens = await load.tokens(sandbox_id)
             load.tokens_seen |= set(tokens)
             if len(tokens) != 1:
@@ -107,9 +108,18 @@ def _unsettled(load: Load, listed: Mapping[SandboxId, Sandbox]) -> list[str]:
             found += [f"{promise.sandbox_id} is still there: {_describe(sandbox)}"] if sandbox else []
         elif sandbox is None:
             found += [f"{promise.sandbox_id} is lost"] if promise.is_acknowledged else []
-        elif sandbox.phase not in (_RUNS if promise.goal is Goal.RUN else _STOPPED):
+        elif sandbox.phase not in (_RUNS if promise.goal is Goal.RUN else _STOPPED) and not _may_fail(
+            load, promise, sandbox
+        ):
             found.append(f"{promise.sandbox_id}, to {promise.goal}: {_describe(sandbox)}")
     return found
+
+
+def _may_fail(load: Load, promise: Promise, sandbox: Sandbox) -> bool:
+    """Whether it ended with its host: what does not restart is not started elsewhere."""
+    reasons = {one.code for one in (sandbox.reason, sandbox.status and sandbox.status.reason) if one}
+    is_over = sandbox.phase is Phase.FAILED and not promise.restarts
+    return is_over and sandbox.host_id in load.lost_hosts and bool(reasons & _HOST_GONE)
 
 
 def _describe(sandbox: Sandbox) -> str:
@@ -117,14 +127,17 @@ def _describe(sandbox: Sandbox) -> str:
     return f"{sandbox.phase} on {sandbox.host_id or 'no host'}" + (f", {reason.message}" if reason else "")
 
 
-def _simulated_violations(fleet: RackFleet) -> list[str]:
-    """Over all simulated hosts each sandbox was started once, and never lived twice at a time."""
+def _simulated_violations(fleet: RackFleet, load: Load) -> list[str]:
+    """Over all simulated hosts each sandbox was started once by each placement, and never lived twice at a time."""
     lives = sorted(
         (json.loads(line) for name in fleet.hosts for line in _lines(fleet.folder / name / "state" / LIVES)),
         key=lambda one: float(one["at_s"]),
     )
     starts = Counter(one["sandbox_id"] for one in lives if one["event"] == "started")
-    found = [f"{one}: its domain was started {count} times" for one, count in starts.items() if count > 1]
+    allowed = {one: promise.placements for one, promise in load.promises.items()}
+    found = [
+        f"{one}: its domain was started {count} times" for one, count in starts.items() if count > allowed.get(one, 1)
+    ]
     living: Counter[str] = Counter()
     for one in lives:
         living[one["sandbox_id"]] += 1 if one["event"] == "started" else -1

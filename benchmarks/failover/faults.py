@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.failover.load import Load
+from benchmarks.failover.load import Kind, Load
 from benchmarks.failover.quota import fill_and_heal
 from benchmarks.failover.watch import Failover, StoreWatch
 from mb.client import Client
@@ -157,6 +157,28 @@ async def kill_hostd(scene: Scene) -> Report:
     return Report(f"kill -9 of hostd on {name}")
 
 
+async def lose_host(scene: Scene) -> Report:
+    """A host is away for longer than the fleet waits: cut off from etcd, or, where its VMs are real, with its hostd dead."""
+    await scene.load.create(Kind.SIMULATED)
+    carrying = {str(one.host_id) for one in (await scene.load.list_all()).values() if one.host_id}
+    name = scene.chance.choice(sorted(carrying or scene.fleet.hosts))
+    is_dead = name in scene.fleet.libvirts and scene.chance.random() < 0.5
+    scene.load.lost_hosts.add(name)
+    began_s = time.monotonic()
+    carried = {one for one, found in (await scene.load.list_all()).items() if found.host_id == name}
+    if is_dead:
+        scene.fleet.hosts[name].kill()
+    else:
+        for etcd in scene.fleet.etcds:
+            await asyncio.to_thread(scene.fleet.rack.cut, name, etcd)
+            await asyncio.to_thread(scene.fleet.rack.cut, etcd, name)
+    await scene.watch.until_left(name, carried)
+    lost_s = time.monotonic() - began_s
+    await scene.sleep(DOWN_S)
+    how = "its hostd killed" if is_dead else "cut off from etcd"
+    return Report(f"{name} lost, {how}: all {len(carried)} sandboxes had left it after {lost_s:.1f} s")
+
+
 async def fill_quota(scene: Scene) -> Report:
     """etcd's quota is full: writes are refused until an operator has compacted, defragmented and disarmed."""
     refused_s = await fill_and_heal(scene.fleet, scene.watch)
@@ -175,6 +197,7 @@ FAULTS: dict[str, Fault] = {
         cut_any_two,
         cut_host,
         kill_hostd,
+        lose_host,
         fill_quota,
     )
 }

@@ -11,7 +11,7 @@ from typing import TypeVar
 from fleet.errors import BedplateError, InvalidSpecError, NotFoundError, NotPermittedError
 from fleet.model.assignment import Sandbox
 from fleet.model.ids import SandboxId, make_sandbox_id
-from fleet.model.sandbox import Agent, Goal, Label, Network, NetworkMode, Resources, SandboxSpec
+from fleet.model.sandbox import Agent, Goal, Label, Network, NetworkMode, Resources, Restart, SandboxSpec
 from mb.client import Client
 from mb.live import OutputRange
 
@@ -38,7 +38,10 @@ class Promise:
     sandbox_id: SandboxId
     kind: Kind
     goal: Goal
+    restarts: bool
     is_acknowledged: bool = False
+    # The most that was seen of it: each placement may start it once.
+    placements: int = 1
 
 
 class Load:
@@ -47,6 +50,8 @@ class Load:
     def __init__(self, client: Client) -> None:
         self._client = client
         self.promises: dict[SandboxId, Promise] = {}
+        # Hosts that were away for longer than the fleet waits.
+        self.lost_hosts: set[str] = set()
         self.tokens_seen: set[bytes] = set()
         self.retries = 0
         self.slowest_s = 0.0
@@ -54,8 +59,10 @@ class Load:
     async def create(self, kind: Kind, client: Client | None = None) -> SandboxId:
         """A sandbox that prints its start's token and runs on, once it is acknowledged."""
         sandbox_id = make_sandbox_id(secrets.token_bytes)
-        promise = self.promises[sandbox_id] = Promise(sandbox_id, kind, Goal.RUN)
-        spec = _spec(sandbox_id, kind)
+        # Every other one is placed anew when its host is lost, and the rest end with it.
+        restarts = len(self.promises) % 2 == 0
+        promise = self.promises[sandbox_id] = Promise(sandbox_id, kind, Goal.RUN, restarts)
+        spec = _spec(sandbox_id, kind, restarts=restarts)
         await self._until_acknowledged(lambda: (client or self._client).create_sandbox(sandbox_id, spec))
         promise.is_acknowledged = True
         return sandbox_id
@@ -83,6 +90,9 @@ class Load:
     async def list_all(self) -> dict[SandboxId, Sandbox]:
         """Every sandbox that the fleet tells of."""
         found = await self._until_acknowledged(self._client.list_sandboxes)
+        for one in found:
+            if (promise := self.promises.get(one.sandbox_id)) is not None:
+                promise.placements = max(promise.placements, one.placement)
         return {one.sandbox_id: one for one in found}
 
     async def tokens(self, sandbox_id: SandboxId) -> list[bytes]:
@@ -110,7 +120,7 @@ class Load:
                     return answer
 
 
-def _spec(sandbox_id: SandboxId, kind: Kind) -> SandboxSpec:
+def _spec(sandbox_id: SandboxId, kind: Kind, *, restarts: bool) -> SandboxSpec:
     if kind is Kind.REAL:
         # 256 MiB is the least that guests with systemd are given.
         resources = Resources(vcpus=1, memory_mib=256, disk_mib=64)
@@ -118,7 +128,8 @@ def _spec(sandbox_id: SandboxId, kind: Kind) -> SandboxSpec:
         command: tuple[str, ...] = ("sh", "-c", script)
     else:
         resources, command = Resources(vcpus=1, memory_mib=256, disk_mib=64), ("sleep", "100000")
-    agent = Agent("worker", "custom", command, workdir="/tmp", memory_mib=128, grace_period_s=1.0)
+    restart = Restart.ALWAYS if restarts else Restart.NO
+    agent = Agent("worker", "custom", command, workdir="/tmp", memory_mib=128, grace_period_s=1.0, restart=restart)
     return SandboxSpec(
         name=f"{kind}-{sandbox_id}",
         resources=resources,

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fleet.identity import TlsFiles
 from fleet.model.ids import SandboxId
+from fleet.model.sandbox import Goal
 from fleet.store.etcd import EtcdStore, open_etcd
 from fleet.store.keyspace import ASSIGNMENTS, LEADER, ROOT
 from fleet.store.mirror import Mirror
@@ -16,6 +17,10 @@ from scheduler.state import FleetState
 
 # Longer than any failover may take; past it the fleet does not come back by itself.
 FAILOVER_TIMEOUT_S = 90.0
+# A lease of 15 s, a wait of 30 s, twice if the leader changes; a fleet that needs longer has forgotten the host.
+LOSS_TIMEOUT_S = 150.0
+# The cycle books within milliseconds of what it sees; it looks at everything every five seconds.
+BOOKED_TIMEOUT_S = 12.0
 RETRY_S = 0.1
 
 
@@ -67,6 +72,18 @@ class StoreWatch:
             round(min(placed) - fault_s, 3),
         )
 
+    async def until_left(self, host: str, sandboxes: Collection[SandboxId]) -> None:
+        """Returns once none of these is to run on that host any more; raises TimeoutError."""
+        async with asyncio.timeout(LOSS_TIMEOUT_S):
+            while any(self._is_ordered(host, one) for one in sandboxes):
+                await self._mirror.changed().wait()
+
+    def _is_ordered(self, host: str, sandbox_id: SandboxId) -> bool:
+        seen = self._state.snapshot()
+        order, record = seen.assignments.get(sandbox_id), seen.records.get(sandbox_id)
+        wanted = record is not None and record.goal is Goal.RUN
+        return wanted and order is not None and order.host_id == host and order.goal is Goal.RUN
+
     async def snapshot(self) -> Snapshot:
         """All there is, as of a revision after now; raises TimeoutError."""
         async with asyncio.timeout(FAILOVER_TIMEOUT_S):
@@ -78,9 +95,14 @@ class StoreWatch:
                     await asyncio.sleep(RETRY_S)
 
     async def wrong_books(self) -> list[str]:
-        """The reservations that are not the sum of what is placed."""
-        # Without the sums that are kept: they are made anew from what is there.
-        return [f"must be {one}" for one in repairs(replace(await self.snapshot(), kept=None))]
+        """The reservations that are not the sum of what is placed, nor become it: a host's release is booked a moment later."""
+        deadline = time.monotonic() + BOOKED_TIMEOUT_S
+        while True:
+            # Without the sums that are kept: they are made anew from what is there.
+            wrong = repairs(replace(await self.snapshot(), kept=None))
+            if not wrong or time.monotonic() > deadline:
+                return [f"must be {one}" for one in wrong]
+            await asyncio.sleep(RETRY_S)
 
     async def etcd_leader(self) -> str:
         """The endpoint of the member that the others follow; raises TimeoutError."""
