@@ -4,8 +4,8 @@ namespace), of which three hosts carry VMs under emulation and three simulated o
 In each round clients create, stop and destroy sandboxes while one fault strikes, drawn from the seed: a leading scheduler is
 killed, paused past its lease, told to end, or cut off; etcd's leader is killed or paused; the network between any two machines, or
 around a host, swallows packets, one way or both; hostd is killed, or a host lost; etcd's quota is full. Then all is mended, and
-must be true: every sandbox that was acknowledged is there or was destroyed; each was started once by each of its placements, and on one
-host at a time; reservations are their sums.
+must be true: every sandbox that was acknowledged is there or was destroyed; each was started once by each of its placements, and
+on one host at a time; reservations are their sums.
 
 Failover is the time from the fault to the first placement, committed, of a sandbox that was asked for afterwards.
 """
