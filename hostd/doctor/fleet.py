@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fleet.certificates import certificate_span, check_files
 from fleet.errors import BedplateError, UnavailableError
 from fleet.identity import ETCD_SERVER_NAME, SCHEDULER_SERVER_NAME, Identity, Role, TlsFiles
+from fleet.model.units import MIB
 from fleet.rpc import open_channel, translated
 from fleet.store.etcd import open_etcd
 from fleet.store.keyspace import LEADER
@@ -72,13 +73,15 @@ async def _check_etcd(endpoint: str, tls: TlsFiles) -> Finding:
     store = open_etcd([endpoint], tls)
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            leader = await store.get(LEADER)
+            leader, condition = await store.get(LEADER), await store.condition()
     except (BedplateError, TimeoutError):
         return fail("etcd", _explain(endpoint, tls, ETCD_SERVER_NAME), "check the address, and that etcd runs")
     finally:
         await store.close()
+    if condition.troubles:
+        return fail("etcd", f"{endpoint}: {'; '.join(condition.troubles)}", "see docs/operator.md, etcd is full")
     leads = f"scheduler {leader.value.decode('utf-8', 'replace')} leads" if leader else "no scheduler leads yet"
-    return ok("etcd", f"{endpoint} takes the certificate; {leads}")
+    return ok("etcd", f"{endpoint} takes the certificate, has {condition.used_bytes // MIB} MiB; {leads}")
 
 
 async def _check_scheduler(address: str, tls: TlsFiles) -> Finding:
