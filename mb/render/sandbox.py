@@ -138,7 +138,10 @@ def _render_head(sandbox: Sandbox, now_ms: int) -> Iterator[str]:
         accelerator = f" ({sandbox.status.accelerator})" if sandbox.status and sandbox.status.accelerator else ""
         yield from wrap("host", sandbox.host_id + accelerator)
     if sandbox.phase is Phase.LOST:
-        yield from wrap("", "the host is not heard of; the sandbox may run on there, and is not started elsewhere")
+        yield from wrap("", "the host is not heard of, or has ended it: it goes on elsewhere if it may, or waits")
+    if sandbox.placement > 1 or sandbox.reason is not None:
+        why = f": {sandbox.reason.message}" if sandbox.reason else ""
+        yield from wrap("placement", f"{sandbox.placement}{why}")
 
 
 def _render_refusal(sandbox: Sandbox) -> Iterator[str]:
