@@ -22,6 +22,7 @@ from fleet.failover import open_failover
 from fleet.identity import SCHEDULER_SERVER_NAME
 from fleet.model.host import Host
 from fleet.model.scheduler import Scheduler
+from fleet.model.host import Drain, Host
 from fleet.rpc import translated
 from mb.config import ClientConfig
 from mb.live import CALL_TIMEOUT_S
@@ -69,6 +70,18 @@ class Operator:
         request = service_pb2.UncordonHostRequest(host_id=host_id)
         with translated(self._peer):
             return from_message(Host, await self._hosts.UncordonHost(request, timeout=CALL_TIMEOUT_S))
+
+    async def drain_host(self, host_id: str, reason: str, *, moves: int, is_forced: bool) -> Drain:
+        """What runs there goes elsewhere, `moves` at a time."""
+        request = service_pb2.DrainHostRequest(host_id=host_id, reason=reason, moves_max=moves, is_forced=is_forced)
+        with translated(self._peer):
+            return from_message(Drain, await self._hosts.DrainHost(request, timeout=CALL_TIMEOUT_S))
+
+    async def get_drain(self, host_id: str) -> Drain:
+        """How many sandboxes still run there, and why."""
+        request = service_pb2.GetDrainRequest(host_id=host_id)
+        with translated(self._peer):
+            return from_message(Drain, await self._hosts.GetDrain(request, timeout=CALL_TIMEOUT_S))
 
     async def create_token(self, host_id: str, ttl_s: int) -> GivenToken:
         """A token with which one machine may join as that host, once, within `ttl_s`."""

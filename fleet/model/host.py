@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fleet.model.assignment import GpuShare
-from fleet.model.ids import Digest, HostId
+from fleet.model.ids import Digest, HostId, SandboxId, Tenant
 from fleet.model.sandbox import Label, NetworkMode, Resources
 
 # The name of an image that no tag points at: nobody can ask for it, a started sandbox has it by its digest.
@@ -137,6 +137,27 @@ class Host:
     reserved: Reservation
     cordon: HostCordon | None = None
     losses: HostLosses | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Straggler:
+    """Why one sandbox has not left a draining host."""
+
+    sandbox_id: SandboxId
+    tenant: Tenant
+    name: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How far a drain has come: sandboxes that still run on the host, those on their way, and why some are not."""
+
+    host: Host
+    left: int
+    moving: int
+    stragglers: tuple[Straggler, ...] = ()
 
 
 # The VMM's own memory beside the guest's: QEMU 7.2 with the devices of one sandbox stays below 160 MiB resident

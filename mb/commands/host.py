@@ -7,6 +7,7 @@ command = LazyGroup(
     verbs={
         "ls": ("mb.commands.host_ls", "List hosts with what they carry."),
         "cordon": ("mb.commands.host_cordon", "Place nothing new on a host."),
+        "drain": ("mb.commands.host_drain", "Move what runs on a host elsewhere."),
         "uncordon": ("mb.commands.host_uncordon", "Let a host take sandboxes again."),
         "token": ("mb.commands.host_token", "Make a one-time token for a new host."),
         "enrol": ("mb.commands.host_enrol", "On the new host: get its certificate."),

@@ -32,6 +32,8 @@ PERMISSIONS: Permissions = {
     "bedplate.host.v1.HostService/CordonHost": _OPERATORS,
     "bedplate.host.v1.HostService/UncordonHost": _OPERATORS,
     "bedplate.host.v1.SchedulerService/ListSchedulers": _OPERATORS,
+    "bedplate.host.v1.HostService/DrainHost": _OPERATORS,
+    "bedplate.host.v1.HostService/GetDrain": _OPERATORS,
     "bedplate.host.v1.EnrolmentService/CreateToken": _OPERATORS,
     "bedplate.host.v1.EnrolmentService/RenewCertificate": frozenset({Role.HOST}),
     "bedplate.host.v1.EnrolmentService/RevokeHost": _OPERATORS,

@@ -1,11 +1,14 @@
 """A way between two programs that a test can cut: bytes pass through it until it is, and then neither side hears anything."""
 
+import select
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 CHUNK_BYTES = 65536
+# How soon a connection sees that it shall end.
+LOOK_S = 0.1
 
 
 class Relay:
@@ -15,11 +18,12 @@ class Relay:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: set[socket.socket] = set()
-        self._lock = threading.Lock()
-        self.is_cut = False
+        self._listener.settimeout(LOOK_S)
+        self._threads: list[threading.Thread] = []
+        self._era = 0
+        self._is_closed = self.is_cut = False
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start(self._accept)
 
     @contextmanager
     def cut(self) -> Iterator[None]:
@@ -28,42 +32,34 @@ class Relay:
         try:
             yield
         finally:
+            self._era += 1
             self.is_cut = False
-            self._hang_up()
 
     def close(self) -> None:
         """Ends the listener and every connection."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._hang_up()
+        self._is_closed = True
+        for thread in tuple(self._threads):
+            thread.join()
+
+    def _start(self, run: object, *arguments: object) -> None:
+        thread = threading.Thread(target=run, args=arguments)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                try:
-                    far = socket.create_connection(self._target)
-                except OSError:
-                    near.close()
-                    continue
-                with self._lock:
-                    self._open |= {near, far}
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+        with self._listener:
+            while not self._is_closed:
+                with suppress(TimeoutError):
+                    self._start(self._carry, self._listener.accept()[0])
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while chunk := source.recv(CHUNK_BYTES):
-                if not self.is_cut:
-                    sink.sendall(chunk)
-        self._end({source, sink})
-
-    def _hang_up(self) -> None:
-        with self._lock:
-            self._end(set(self._open))
-
-    def _end(self, ends: set[socket.socket]) -> None:
-        for end in ends:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+    def _carry(self, near: socket.socket) -> None:
+        era = self._era
+        with near, suppress(OSError), socket.create_connection(self._target) as far:
+            other = {near: far, far: near}
+            while era == self._era and not self._is_closed:
+                for end in select.select([near, far], [], [], LOOK_S)[0]:
+                    chunk = end.recv(CHUNK_BYTES)
+                    if not chunk:
+                        return
+                    if not self.is_cut:
+                        other[end].sendall(chunk)

@@ -409,3 +409,73 @@ class Host(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__losses) -> _WhichOneofReturnType__losses | None: ...
 
 Global___Host: _TypeAlias = Host  # noqa: Y015
+
+@_typing.final
+class Straggler(_message.Message):
+    """Why one sandbox has not left a draining host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    sandbox_id: _builtins.str
+    tenant: _builtins.str
+    name: _builtins.str
+    code: _builtins.str
+    """"may_not_move", "no_room", "stopping" """
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        sandbox_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        name: _builtins.str = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "name", b"name", "sandbox_id", b"sandbox_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Straggler: _TypeAlias = Straggler  # noqa: Y015
+
+@_typing.final
+class Drain(_message.Message):
+    """How far a drain has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    MOVING_FIELD_NUMBER: _builtins.int
+    STRAGGLERS_FIELD_NUMBER: _builtins.int
+    left: _builtins.int
+    """sandboxes that still run there, those that are stopping included"""
+    moving: _builtins.int
+    """on their way: stopping there for another host, or waiting for one"""
+    @_builtins.property
+    def host(self) -> Global___Host: ...
+    @_builtins.property
+    def stragglers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Straggler]:
+        """the first hundred"""
+
+    def __init__(
+        self,
+        *,
+        host: Global___Host | None = ...,
+        left: _builtins.int = ...,
+        moving: _builtins.int = ...,
+        stragglers: _abc.Iterable[Global___Straggler] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "left", b"left", "moving", b"moving", "stragglers", b"stragglers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drain: _TypeAlias = Drain  # noqa: Y015

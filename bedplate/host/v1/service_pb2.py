@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from bedplate.host.v1 import host_pb2 as bedplate_dot_host_dot_v1_dot_host__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x65\x64plate/host/v1/service.proto\x12\x10\x62\x65\x64plate.host.v1\x1a\x1b\x62\x65\x64plate/host/v1/host.proto\"\x12\n\x10ListHostsRequest\":\n\x11ListHostsResponse\x12%\n\x05hosts\x18\x01 \x03(\x0b\x32\x16.bedplate.host.v1.Host\"4\n\x11\x43ordonHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"&\n\x13UncordonHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t2\xfd\x01\n\x0bHostService\x12T\n\tListHosts\x12\".bedplate.host.v1.ListHostsRequest\x1a#.bedplate.host.v1.ListHostsResponse\x12I\n\nCordonHost\x12#.bedplate.host.v1.CordonHostRequest\x1a\x16.bedplate.host.v1.Host\x12M\n\x0cUncordonHost\x12%.bedplate.host.v1.UncordonHostRequest\x1a\x16.bedplate.host.v1.Hostb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x65\x64plate/host/v1/service.proto\x12\x10\x62\x65\x64plate.host.v1\x1a\x1b\x62\x65\x64plate/host/v1/host.proto\"\x12\n\x10ListHostsRequest\":\n\x11ListHostsResponse\x12%\n\x05hosts\x18\x01 \x03(\x0b\x32\x16.bedplate.host.v1.Host\"4\n\x11\x43ordonHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"&\n\x13UncordonHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\"Y\n\x10\x44rainHostRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tmoves_max\x18\x03 \x01(\r\x12\x11\n\tis_forced\x18\x04 \x01(\x08\"\"\n\x0fGetDrainRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t2\x8f\x03\n\x0bHostService\x12T\n\tListHosts\x12\".bedplate.host.v1.ListHostsRequest\x1a#.bedplate.host.v1.ListHostsResponse\x12I\n\nCordonHost\x12#.bedplate.host.v1.CordonHostRequest\x1a\x16.bedplate.host.v1.Host\x12M\n\x0cUncordonHost\x12%.bedplate.host.v1.UncordonHostRequest\x1a\x16.bedplate.host.v1.Host\x12H\n\tDrainHost\x12\".bedplate.host.v1.DrainHostRequest\x1a\x17.bedplate.host.v1.Drain\x12\x46\n\x08GetDrain\x12!.bedplate.host.v1.GetDrainRequest\x1a\x17.bedplate.host.v1.Drainb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CORDONHOSTREQUEST']._serialized_end=213
   _globals['_UNCORDONHOSTREQUEST']._serialized_start=215
   _globals['_UNCORDONHOSTREQUEST']._serialized_end=253
-  _globals['_HOSTSERVICE']._serialized_start=256
-  _globals['_HOSTSERVICE']._serialized_end=509
+  _globals['_DRAINHOSTREQUEST']._serialized_start=255
+  _globals['_DRAINHOSTREQUEST']._serialized_end=344
+  _globals['_GETDRAINREQUEST']._serialized_start=346
+  _globals['_GETDRAINREQUEST']._serialized_end=380
+  _globals['_HOSTSERVICE']._serialized_start=383
+  _globals['_HOSTSERVICE']._serialized_end=782
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,16 @@ class HostServiceStub:
                 request_serializer=bedplate_dot_host_dot_v1_dot_service__pb2.UncordonHostRequest.SerializeToString,
                 response_deserializer=bedplate_dot_host_dot_v1_dot_host__pb2.Host.FromString,
                 _registered_method=True)
+        self.DrainHost = channel.unary_unary(
+                '/bedplate.host.v1.HostService/DrainHost',
+                request_serializer=bedplate_dot_host_dot_v1_dot_service__pb2.DrainHostRequest.SerializeToString,
+                response_deserializer=bedplate_dot_host_dot_v1_dot_host__pb2.Drain.FromString,
+                _registered_method=True)
+        self.GetDrain = channel.unary_unary(
+                '/bedplate.host.v1.HostService/GetDrain',
+                request_serializer=bedplate_dot_host_dot_v1_dot_service__pb2.GetDrainRequest.SerializeToString,
+                response_deserializer=bedplate_dot_host_dot_v1_dot_host__pb2.Drain.FromString,
+                _registered_method=True)
 
 
 class HostServiceServicer:
@@ -76,6 +86,19 @@ class HostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainHost(self, request, context):
+        """Cordons it, and what runs there goes elsewhere. Again: with the new numbers. A cordon afterwards ends the drain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDrain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +116,16 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.UncordonHost,
                     request_deserializer=bedplate_dot_host_dot_v1_dot_service__pb2.UncordonHostRequest.FromString,
                     response_serializer=bedplate_dot_host_dot_v1_dot_host__pb2.Host.SerializeToString,
+            ),
+            'DrainHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainHost,
+                    request_deserializer=bedplate_dot_host_dot_v1_dot_service__pb2.DrainHostRequest.FromString,
+                    response_serializer=bedplate_dot_host_dot_v1_dot_host__pb2.Drain.SerializeToString,
+            ),
+            'GetDrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDrain,
+                    request_deserializer=bedplate_dot_host_dot_v1_dot_service__pb2.GetDrainRequest.FromString,
+                    response_serializer=bedplate_dot_host_dot_v1_dot_host__pb2.Drain.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +210,60 @@ class HostService:
             '/bedplate.host.v1.HostService/UncordonHost',
             bedplate_dot_host_dot_v1_dot_service__pb2.UncordonHostRequest.SerializeToString,
             bedplate_dot_host_dot_v1_dot_host__pb2.Host.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.host.v1.HostService/DrainHost',
+            bedplate_dot_host_dot_v1_dot_service__pb2.DrainHostRequest.SerializeToString,
+            bedplate_dot_host_dot_v1_dot_host__pb2.Drain.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.host.v1.HostService/GetDrain',
+            bedplate_dot_host_dot_v1_dot_service__pb2.GetDrainRequest.SerializeToString,
+            bedplate_dot_host_dot_v1_dot_host__pb2.Drain.FromString,
             options,
             channel_credentials,
             insecure,

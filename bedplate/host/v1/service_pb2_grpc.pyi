@@ -38,6 +38,9 @@ class HostServiceStub:
     CordonHost: _grpc.UnaryUnaryMultiCallable[_service_pb2.CordonHostRequest, _host_pb2.Host]
     """No new sandboxes on it; those on it run on. Again: the reason is replaced."""
     UncordonHost: _grpc.UnaryUnaryMultiCallable[_service_pb2.UncordonHostRequest, _host_pb2.Host]
+    DrainHost: _grpc.UnaryUnaryMultiCallable[_service_pb2.DrainHostRequest, _host_pb2.Drain]
+    """Cordons it, and what runs there goes elsewhere. Again: with the new numbers. A cordon afterwards ends the drain."""
+    GetDrain: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetDrainRequest, _host_pb2.Drain]
 
 @_typing.type_check_only
 class HostServiceAsyncStub(HostServiceStub):
@@ -48,6 +51,9 @@ class HostServiceAsyncStub(HostServiceStub):
     CordonHost: _aio.UnaryUnaryMultiCallable[_service_pb2.CordonHostRequest, _host_pb2.Host]  # type: ignore[assignment]
     """No new sandboxes on it; those on it run on. Again: the reason is replaced."""
     UncordonHost: _aio.UnaryUnaryMultiCallable[_service_pb2.UncordonHostRequest, _host_pb2.Host]  # type: ignore[assignment]
+    DrainHost: _aio.UnaryUnaryMultiCallable[_service_pb2.DrainHostRequest, _host_pb2.Drain]  # type: ignore[assignment]
+    """Cordons it, and what runs there goes elsewhere. Again: with the new numbers. A cordon afterwards ends the drain."""
+    GetDrain: _aio.UnaryUnaryMultiCallable[_service_pb2.GetDrainRequest, _host_pb2.Drain]  # type: ignore[assignment]
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the scheduler, to operators."""
@@ -73,5 +79,20 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.UncordonHostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.Host, _abc.Awaitable[_host_pb2.Host]]: ...
+
+    @_abc_1.abstractmethod
+    def DrainHost(
+        self,
+        request: _service_pb2.DrainHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.Drain, _abc.Awaitable[_host_pb2.Drain]]:
+        """Cordons it, and what runs there goes elsewhere. Again: with the new numbers. A cordon afterwards ends the drain."""
+
+    @_abc_1.abstractmethod
+    def GetDrain(
+        self,
+        request: _service_pb2.GetDrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.Drain, _abc.Awaitable[_host_pb2.Drain]]: ...
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -50,6 +50,8 @@ SCHEDULER = {
     "bedplate.host.v1.HostService/CordonHost": "operator",
     "bedplate.host.v1.HostService/UncordonHost": "operator",
     "bedplate.host.v1.SchedulerService/ListSchedulers": "operator",
+    "bedplate.host.v1.HostService/DrainHost": "operator",
+    "bedplate.host.v1.HostService/GetDrain": "operator",
     "bedplate.host.v1.EnrolmentService/CreateToken": "operator",
     "bedplate.host.v1.EnrolmentService/RenewCertificate": "host",
     "bedplate.host.v1.EnrolmentService/RevokeHost": "operator",
