@@ -106,6 +106,27 @@ def test_a_sandbox_of_a_lost_host_runs_on_another(
     tenant.destroy("moves")
 
 
+def test_a_drained_host_gives_its_sandboxes_away(
+    tenant: Tenant, operator: Tenant, request: pytest.FixtureRequest
+) -> None:
+    """What may move runs elsewhere under the same id; what may not is waited for, told why, and stopped when that is forced."""
+    tenant.up(tenant.write_project("goes", ["sleep", "600"], agent='restart = "on-failure"'))
+    tenant.up(tenant.write_project("waits", ["sleep", "600"]))
+    second = request.getfixturevalue("second")
+    assert operator.run("host", "drain", EMBEDDED_HOST).code == 0
+    moved = tenant.until("goes", lambda found: found["host_id"] == second and found["phase"] == "running")
+    assert (moved["placement"], moved["reason"]["code"]) == (2, "host_drained")
+    told = operator.run("host", "drain", EMBEDDED_HOST).out
+    assert "1 left, 0 moving" in told
+    assert "waits of" in told
+    done = operator.run("host", "drain", EMBEDDED_HOST, "--force", "--wait")
+    assert (done.code, "nothing runs there" in done.out) == (0, True), done
+    ended = tenant.status("waits")
+    assert (ended["phase"], ended["reason"]["code"]) == ("stopped", "host_drained")
+    assert operator.run("host", "uncordon", EMBEDDED_HOST).code == 0
+    tenant.destroy("goes", "waits")
+
+
 def test_what_had_begun_and_does_not_restart_ends_with_its_host(tenant: Tenant, relay: Relay) -> None:
     """It has failed with the reason, for its owner too while the host is away, and stays so when the host is back."""
     tenant.up(tenant.write_project("ends", ["sleep", "600"]))

@@ -13,6 +13,7 @@ from fleet.certificates import check_files, create_authority, issue_certificate
 from fleet.credentials import install
 from fleet.enrolment import parse_token
 from fleet.identity import Identity, KeyPair, Role, TlsFiles
+from fleet.model.ids import HostId
 from fleet.store.keyspace import cordon_key
 from fleet.store.memory import MemoryStore
 from mb.exits import Exit
@@ -42,6 +43,24 @@ async def test_a_host_is_cordoned_and_shown_so(operator: Mb, store: MemoryStore)
         assert (await operator.run("host", "uncordon", "local", "--json")).value()["cordon"] is None
     assert (await operator.run("host", "ls")).stdout.splitlines()[1].split()[1] == "alive"
     assert await store.get(cordon_key(listed["record"]["host_id"])) is None
+
+
+async def test_a_host_is_drained(operator: Mb, mb: Mb, store: MemoryStore) -> None:
+    """An empty one at once, with and without waiting; it is cordoned, says so, and a cordon afterwards ends the drain."""
+    done = await operator.run("host", "drain", "local", "--moves", "3", "--reason", "new disks")
+    assert (done.code, done.stdout) == (Exit.OK, "local is drained: nothing runs there\n")
+    shown = (await operator.run("host", "ls")).stdout
+    assert shown.splitlines()[1].split()[:2] == ["local", "draining"]
+    assert "3 at a time" in shown
+    found = (await operator.run("host", "drain", "local", "--force", "--wait", "--json")).value()
+    assert (found["left"], found["moving"], found["stragglers"]) == (0, 0, [])
+    assert found["host"]["cordon"]["is_forced"]
+    await operator.run("host", "cordon", "local")
+    assert "cordoned by operator" in (await operator.run("host", "ls")).stdout
+    assert (await operator.run("host", "drain", "gone", "--json")).error()["code"] == "host_unknown"
+    assert (await mb.run("host", "drain", "local", "--json")).error()["code"] == "role_not_permitted"
+    assert (await operator.run("host", "uncordon", "local", "--json")).value()["cordon"] is None
+    assert await store.get(cordon_key(HostId("local"))) is None
 
 
 async def test_what_cannot_be_cordoned(operator: Mb, mb: Mb) -> None:

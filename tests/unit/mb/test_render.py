@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 
-from fleet.model.host import Accelerator, Capacity, Host, HostCordon, HostImage, HostRecord, Reservation
-from fleet.model.ids import HostId, Tenant
-from fleet.model.sandbox import AgentPhase, AgentStatus, Goal, Phase, Reason, Stage
+from fleet.model.host import (
+    Accelerator,
+    Capacity,
+    Drain,
+    Host,
+    HostCordon,
+    HostImage,
+    HostLosses,
+    HostRecord,
+    NumaNode,
+    Reservation,
+    Straggler,
+)
+from fleet.model.ids import HostId, SandboxId, Tenant
+from fleet.model.sandbox import AgentPhase, AgentStatus, Goal, Label, Phase, Reason, Stage
 from mb.compare import FileDiff
 from mb.render.diff import render_diff, render_stat
-from mb.render.hosts import render_hosts
+from mb.render.hosts import render_drain, render_hosts
 from mb.render.output import OutputPrinter
 from mb.render.progress import Progress, render_summary
 from mb.render.sandbox import render_agent_end, render_listing, render_sandbox, to_json
@@ -148,6 +160,64 @@ def test_hosts_show_used_of_total() -> None:
     assert "cordoned by ops: a new disk" in "\n".join(lines)
     assert fits(lines)
     assert render_hosts([replace(cordoned, is_alive=False)])[1].split()[1] == "away"
+
+
+def test_hosts_show_what_else_to_know() -> None:
+    """Overcommit, taints, NUMA nodes, losses and a drain each have a line that fits; a fenced, plain host has none."""
+    host_id = HostId("rack1-07")
+    plain = HostRecord(
+        host_id,
+        "10.0.0.7:7444",
+        Capacity(64, 128 * 1024, 1024 * 1024, 50),
+        (),
+        (),
+        Accelerator.KVM,
+        "",
+        (),
+        "0.1.0",
+        NOW_MS,
+    )
+    plain = replace(plain, is_fenced=True)
+    host = Host(plain, True, Reservation(host_id))
+    assert len(render_hosts([host])) == 2
+    rich = replace(
+        plain,
+        is_fenced=False,
+        vcpu_overcommit_milli=2500,
+        taints=(Label("team", "ml"),),
+        numa_nodes=(NumaNode(0, 32, 65536), NumaNode(1, 32, 65536)),
+    )
+    losses = HostLosses(host_id, (NOW_MS, NOW_MS), NOW_MS + 60_000)
+    cordon = HostCordon(host_id, "ops", NOW_MS, is_draining=True, moves_max=2)
+    lines = render_hosts([replace(host, record=rich, losses=losses, cordon=cordon)])
+    text = "\n".join(lines)
+    for words in (
+        "2.5 vCPUs for each",
+        "team=ml",
+        "1: 32 vCPUs, 64 GiB",
+        "keeps its VMs",
+        "lost 2 times",
+        "2 at a time",
+    ):
+        assert words in text
+    assert lines[1].split()[1] == "draining"
+    assert fits(lines)
+
+
+def test_a_drain_says_how_far_it_is() -> None:
+    """Left, moving, gone, and for each that stays why; at its end that nothing runs there."""
+    host_id = HostId("rack1-07")
+    record = HostRecord(
+        host_id, "10.0.0.7:7444", Capacity(64, 131072, 1048576, 50), (), (), Accelerator.KVM, "", (), "0.1.0", NOW_MS
+    )
+    host = Host(record, True, Reservation(host_id))
+    straggler = Straggler(SandboxId("aaaaaaaaaaaa"), Tenant("demo"), "fix-tests", "may_not_move", "it has begun " * 9)
+    lines = render_drain(Drain(host, 3, 1, (straggler,)), 6)
+    assert "3 left, 1 moving, 2 gone" in lines[0]
+    assert "fix-tests of demo (may_not_move)" in "\n".join(lines)
+    assert fits(lines)
+    assert render_drain(Drain(host, 0, 0), 6) == ["rack1-07 is drained: nothing runs there; 6 left it"]
+    assert render_drain(Drain(host, 0, 0)) == ["rack1-07 is drained: nothing runs there"]
 
 
 def test_json_has_every_field() -> None:

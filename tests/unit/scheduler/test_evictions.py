@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from fleet.model.assignment import Refusal, RefusalReason
 from fleet.model.host import HostCordon, HostLosses
 from fleet.model.ids import HostId
 from fleet.model.sandbox import Agent, Goal, Phase, Reason, Restart, Stage, StageName
+from scheduler.placement.drains import describe_drain
 from scheduler.placement.evictions import (
     BACKOFF_MS,
     BACKOFF_MS_MAX,
@@ -280,6 +282,27 @@ def test_what_cannot_run_on_elsewhere_is_waited_for_unless_forced(is_forced: boo
     parts = make_drain(2, is_forced=is_forced, begun=frozenset({0}))
     ended = [("end", "host_drained", "stop")] if is_forced else []
     assert outline(due_moves(parts, {}, now_s=NOW_S, now_ms=NOW_MS)) == [*ended, ("halt", "host_drained", "stop")]
+
+
+def test_a_drain_says_how_far_it_is_and_why() -> None:
+    """What runs is left, what is halted or waits for room moves, what is over is not counted; each that stays has its reason."""
+    parts = make_drain(5, begun=frozenset({0}))
+    ids = [record(number).sandbox_id for number in range(5)]
+    halted = replace(parts.assignments[ids[1]], goal=Goal.STOP, reason=Reason("host_drained", "…"))
+    moved = replace(parts.records[ids[2]], placement=2)
+    refusal = Refusal(ids[2], 2, (RefusalReason("memory", 2, "needs 9 MiB of memory, at most 1 are free"),), NOW_MS)
+    over = status(parts.assignments[ids[3]], Phase.COMPLETED, released=True)
+    parts = replace(
+        parts,
+        records={**parts.records, ids[2]: moved},
+        assignments={**parts.assignments, ids[1]: halted},
+        statuses={**parts.statuses, (ONE, ids[3]): over},
+        refusals={ids[2]: refusal},
+    )
+    left, moving, stragglers = describe_drain(parts, ONE)
+    assert (left, moving) == (2, 2)
+    assert [(one.sandbox_id, one.code) for one in stragglers] == [(ids[0], "may_not_move"), (ids[2], "no_room")]
+    assert "needs 9 MiB" in stragglers[1].message
 
 
 def test_a_halted_sandbox_obeys_its_owner() -> None:
