@@ -35,7 +35,7 @@ from hostd.drivers.ports import Guard, GuestLinks
 from hostd.fencing import Fence
 from hostd.guard import boottime_ms
 from hostd.intake import Intake
-from hostd.inventory import read_boot_id, read_capacity, read_labels
+from hostd.inventory import read_boot_id, read_capacity, read_labels, read_numa_nodes, read_taints
 from hostd.orders import Orders
 from hostd.publish import Publisher
 from hostd.reconcile.apply import Applier, Drivers, Images, Place
@@ -172,17 +172,22 @@ class _Daemon:
     async def describe(self, address: str) -> HostRecord:
         """This host's record as of now."""
         config = self._parts.config
+        inventory = config.inventory
+        capacity = read_capacity(inventory.capacity, config.state_dir, config.state_dir / SCRATCH_DIR)
         return HostRecord(
             host_id=HostId(config.host_id),
             address=address,
-            capacity=read_capacity(config.inventory.capacity, config.state_dir, config.state_dir / SCRATCH_DIR),
-            labels=read_labels(config.inventory),
+            capacity=capacity,
+            labels=read_labels(inventory),
             images=await self._parts.images.list_images(_named_images(self._parts.orders)),
             accelerator=self._parts.accelerator,
             accelerator_reason=self._parts.accelerator_reason,
             network_modes=(NetworkMode.NONE, NetworkMode.CLOSED),
             version=version("bedplate"),
             registered_at_ms=0,
+            vcpu_overcommit_milli=round(inventory.vcpu_overcommit * 1000),
+            numa_nodes=read_numa_nodes(capacity),
+            taints=read_taints(inventory),
             is_fenced=config.fencing == KILL,
         )
 

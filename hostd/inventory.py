@@ -7,12 +7,15 @@ from pathlib import Path
 
 from fleet.errors import HostFaultError, InvalidSpecError
 from fleet.model.admission import is_label
-from fleet.model.host import Capacity
+from fleet.model.host import Capacity, NumaNode
 from fleet.model.sandbox import Label
 from fleet.model.units import MIB
 
 MEMINFO = Path("/proc/meminfo")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+NUMA_NODES = Path("/sys/devices/system/node")
+# Past this a sandbox's guest waits longer for its CPU than guestd's heartbeats are waited for.
+VCPU_OVERCOMMIT_MAX = 16
 # What the host keeps for its kernel, libvirt, hostd and the page cache: a tenth, and never less than a GiB.
 HOST_MEMORY_SHARE, HOST_MEMORY_MIB_MIN = 10, 1024
 # Scratch disks may fill what is free, apart from a tenth for logs, output, artifacts and sources.
@@ -23,7 +26,10 @@ SANDBOXES_MAX = 1000
 
 @dataclass(frozen=True, slots=True)
 class CapacitySettings:
-    """What an operator sets aside for sandboxes; 0 takes what the machine has. `vcpus` past the machine's own overcommits."""
+    """What an operator sets aside for sandboxes; 0 takes what the machine has.
+
+    `vcpus` past the machine's own overcommits like `vcpu_overcommit`, but says nothing of it to whoever places.
+    """
 
     vcpus: int = 0
     memory_mib: int = 0
@@ -33,10 +39,15 @@ class CapacitySettings:
 
 @dataclass(frozen=True, slots=True)
 class InventorySettings:
-    """Capacity and the labels that jcards may require."""
+    """Capacity, the labels that jcards may require, and the taints that they must tolerate.
+
+    `vcpu_overcommit` vCPUs are promised for each of the capacity's.
+    """
 
     capacity: CapacitySettings = CapacitySettings()
     labels: dict[str, str] = field(default_factory=dict)
+    taints: dict[str, str] = field(default_factory=dict)
+    vcpu_overcommit: float = 1.0
 
     def check(self) -> None:
         """Raises InvalidSpecError for a number below zero, or a label that no sandbox could require."""
@@ -44,10 +55,15 @@ class InventorySettings:
             if getattr(self.capacity, name) < 0:
                 where = f"inventory.capacity.{name}"
                 raise InvalidSpecError("config_invalid", "it is below zero", "0 takes what there is", field=where)
-        for name, value in self.labels.items():
-            if not is_label(name, value):
-                next_step = "use letters, digits and . _ / - inside"
-                raise InvalidSpecError("config_invalid", "it is no label", next_step, field=f"inventory.labels.{name}")
+        for table, names in (("labels", self.labels), ("taints", self.taints)):
+            for name, value in names.items():
+                if not is_label(name, value):
+                    where, next_step = f"inventory.{table}.{name}", "use letters, digits and . _ / - inside"
+                    raise InvalidSpecError("config_invalid", "it is no label", next_step, field=where)
+        if not 1 <= self.vcpu_overcommit <= VCPU_OVERCOMMIT_MAX:
+            message = f"{self.vcpu_overcommit:g} is not between 1 and {VCPU_OVERCOMMIT_MAX}"
+            next_step = "write how many vCPUs each CPU is promised as, 1 for no overcommit"
+            raise InvalidSpecError("config_invalid", message, next_step, field="inventory.vcpu_overcommit")
 
 
 def read_capacity(settings: CapacitySettings, state_dir: Path, scratch_dir: Path) -> Capacity:
@@ -74,9 +90,43 @@ def read_labels(settings: InventorySettings) -> tuple[Label, ...]:
     return tuple(Label(name, value) for name, value in sorted(labels.items()))
 
 
+def read_taints(settings: InventorySettings) -> tuple[Label, ...]:
+    """What a sandbox must tolerate to be placed here."""
+    return tuple(Label(name, value) for name, value in sorted(settings.taints.items()))
+
+
+def read_numa_nodes(capacity: Capacity, nodes_dir: Path = NUMA_NODES) -> tuple[NumaNode, ...]:
+    """Each NUMA node's part of `capacity`, as the kernel tells it (sysfs-devices-node); none for a machine of one node.
+
+    Nodes that have memory only, or CPUs only, are left out: nothing fits on them alone.
+    """
+    found = []
+    for path in sorted(nodes_dir.glob("node[0-9]*")):
+        cpus, memory_kib = _count_cpus((path / "cpulist").read_text()), _node_memory_kib((path / "meminfo").read_text())
+        if cpus and memory_kib:
+            found.append((int(path.name.removeprefix("node")), cpus, memory_kib))
+    if len(found) < 2:
+        return ()
+    all_cpus, all_kib = sum(cpus for _, cpus, _ in found), sum(memory_kib for _, _, memory_kib in found)
+    return tuple(
+        NumaNode(node, capacity.vcpus * cpus // all_cpus, capacity.memory_mib * memory_kib // all_kib)
+        for node, cpus, memory_kib in sorted(found)
+    )
+
+
 def read_boot_id() -> str:
     """What tells one boot of this machine from another."""
     return BOOT_ID.read_text().strip()
+
+
+def _count_cpus(cpulist: str) -> int:
+    """How many CPUs a list of the kernel's names: "0-3,8-11" are eight."""
+    ranges = [part.partition("-") for part in cpulist.strip().split(",") if part]
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+
+
+def _node_memory_kib(meminfo: str) -> int:
+    return next((int(line.split()[3]) for line in meminfo.splitlines() if " MemTotal:" in line), 0)
 
 
 def _usable_memory_mib() -> int:

@@ -5,8 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from fleet.errors import HostFaultError
-from hostd.inventory import SANDBOXES_MAX, CapacitySettings, InventorySettings, read_boot_id, read_capacity, read_labels
+from fleet.errors import HostFaultError, InvalidSpecError
+from fleet.model.host import Capacity
+from hostd.inventory import (
+    SANDBOXES_MAX,
+    CapacitySettings,
+    InventorySettings,
+    read_boot_id,
+    read_capacity,
+    read_labels,
+    read_numa_nodes,
+    read_taints,
+)
 
 TOO_MUCH_MIB = 1 << 40
 
@@ -60,6 +70,54 @@ def test_labels_are_the_operators_and_the_machines() -> None:
         ("zone", "rack1"),
     ]
     assert [label.value for label in read_labels(InventorySettings(labels={"arch": "test"}))] == ["test"]
+
+
+def test_taints_are_the_operators() -> None:
+    """In order; a host without any turns nobody away."""
+    taints = read_taints(InventorySettings(taints={"team": "ml", "gpu": ""}))
+    assert [(taint.name, taint.value) for taint in taints] == [("gpu", ""), ("team", "ml")]
+    assert read_taints(InventorySettings()) == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        (InventorySettings(taints={"no label": ""}), "inventory.taints.no label"),
+        (InventorySettings(vcpu_overcommit=0.5), "inventory.vcpu_overcommit"),
+        (InventorySettings(vcpu_overcommit=17), "inventory.vcpu_overcommit"),
+        (InventorySettings(vcpu_overcommit=float("nan")), "inventory.vcpu_overcommit"),
+    ],
+)
+def test_what_nobody_could_place_by_is_refused(settings: InventorySettings, field: str) -> None:
+    """The error names the field and the next step."""
+    with pytest.raises(InvalidSpecError) as caught:
+        settings.check()
+    assert (caught.value.code, caught.value.field, bool(caught.value.next_step)) == ("config_invalid", field, True)
+
+
+def put_nodes(folder: Path, *nodes: tuple[str, int]) -> Path:
+    """A sysfs with these nodes: which CPUs each has, and how much memory in KiB."""
+    for number, (cpulist, memory_kib) in enumerate(nodes):
+        path = folder / f"node{number}"
+        path.mkdir()
+        (path / "cpulist").write_text(cpulist + "\n")
+        (path / "meminfo").write_text(f"Node {number} MemTotal:  {memory_kib} kB\nNode {number} MemFree: 1 kB\n")
+    (folder / "has_cpu").write_text("0-1\n")
+    return folder
+
+
+def test_numa_nodes_share_what_the_host_promises(tmp_path: Path) -> None:
+    """By their CPUs and memory; all of them together are never more than the capacity."""
+    nodes = put_nodes(tmp_path, ("0-2,6-8", 3 << 20), ("3-5,9-11", 1 << 20), ("", 8 << 20))
+    found = read_numa_nodes(Capacity(vcpus=11, memory_mib=4001, disk_mib=1, sandboxes=1), nodes)
+    assert [(one.node, one.vcpus, one.memory_mib) for one in found] == [(0, 5, 3000), (1, 5, 1000)]
+
+
+def test_a_machine_of_one_node_has_none(tmp_path: Path) -> None:
+    """Nor has one whose kernel tells of none."""
+    capacity = Capacity(4, 4096, 1, 1)
+    assert read_numa_nodes(capacity, put_nodes(tmp_path, ("0-3", 1 << 20), ("", 1 << 20))) == ()
+    assert read_numa_nodes(capacity, tmp_path / "gone") == ()
 
 
 def test_a_boot_has_one_id() -> None:
