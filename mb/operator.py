@@ -20,8 +20,8 @@ from bedplate.host.v1 import (
 from fleet.codec import from_message
 from fleet.failover import open_failover
 from fleet.identity import SCHEDULER_SERVER_NAME
-from fleet.model.scheduler import Scheduler
 from fleet.model.host import Drain, Host
+from fleet.model.scheduler import Scheduler
 from fleet.rpc import translated
 from mb.config import ClientConfig
 from mb.live import CALL_TIMEOUT_S
