@@ -120,6 +120,11 @@ def resident_mib(pid: int) -> float:
     return round(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_MIB, 1)
 
 
+def resident_mib_now() -> float:
+    """Resident memory of this process."""
+    return resident_mib(os.getpid())
+
+
 def summary(samples: Sequence[float]) -> dict[str, float]:
     """Median, 99th percentile and number of samples."""
     ordered = sorted(samples)

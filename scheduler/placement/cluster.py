@@ -14,11 +14,12 @@ import numpy as np
 
 from fleet.model.assignment import GpuShare, RefusalReason
 from fleet.model.ids import Digest, HostId, Tenant
+from scheduler.placement.columns import Hosts
 from scheduler.placement.demand import ANYWHERE, NO_TENANT, Demand, Shape, Wish
 from scheduler.placement.devices import choose_devices, choose_node
 from scheduler.placement.explanation import Explanation, explain
 from scheduler.placement.fragmentation import DEFAULT_POPULARITY, Values
-from scheduler.placement.hosts import Hosts, HostView, Share
+from scheduler.placement.hosts import HostView, Share
 from scheduler.placement.neighbourhood import Neighbourhood
 from scheduler.placement.refusals import refuse
 from scheduler.placement.rows import NEARLY_NEVER, Row, held_digest
@@ -56,8 +57,8 @@ class Cluster:
         self._near = Neighbourhood(self._hosts, self.weights)
         self._rows: OrderedDict[Demand, Row] = OrderedDict()
         # Places of changed hosts; `_dropped` earlier ones are not in it any more.
-        self._log: list[int] = []
-        self._dropped = 0
+        self._log = np.zeros(LOG_MAX, np.int64)
+        self._logged = self._dropped = 0
         self._undo: list[tuple[HostId, Share, int]] = []
         self._marks = 0
         self._popularity: tuple[tuple[Shape, int], ...] = DEFAULT_POPULARITY
@@ -167,7 +168,7 @@ class Cluster:
         row = self._rows.get(demand)
         if row is None:
             row = self._rows[demand] = Row(hosts, demand, self.weights)
-            row.seen = self._dropped + len(self._log)
+            row.seen = self._logged
             if len(self._rows) > ROWS_MAX:
                 self._rows.popitem(last=False)
             return row
@@ -176,14 +177,14 @@ class Cluster:
         return row
 
     def _catch_up(self, row: Row) -> None:
-        logged = self._dropped + len(self._log)
+        logged = self._logged
         behind = logged - row.seen
         if not behind:
             return
         if row.seen < self._dropped or behind * RENEW_PART > len(self._hosts):
             row.renew()
         else:
-            row.catch_up(np.array(self._log[row.seen - self._dropped :], np.int64))
+            row.catch_up(self._log[row.seen - self._dropped : logged - self._dropped])
         row.seen = logged
 
     def _shift(self, host_id: HostId, share: Share, sign: int) -> None:
@@ -199,10 +200,11 @@ class Cluster:
         self._note(place)
 
     def _note(self, place: int) -> None:
-        if len(self._log) >= LOG_MAX:
+        if self._logged - self._dropped == LOG_MAX:
             self._dropped += LOG_MAX // 2
-            del self._log[: LOG_MAX // 2]
-        self._log.append(place)
+            self._log[: LOG_MAX // 2] = self._log[LOG_MAX // 2 :]
+        self._log[self._logged - self._dropped] = place
+        self._logged += 1
 
     def _forget_marks(self) -> None:
         self._marks = 0

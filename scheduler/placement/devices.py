@@ -8,20 +8,19 @@ from collections.abc import Iterable, Sequence
 
 from fleet.model.assignment import ANY_NODE, GpuShare
 from fleet.model.host import Gpu
+from scheduler.placement.columns import VCPU, Hosts
 from scheduler.placement.demand import DEVICE_MILLI
-from scheduler.placement.hosts import VCPU, Hosts
 from scheduler.placement.rows import Row
 
 
 def choose_devices(row: Row, place: int) -> tuple[GpuShare, ...]:
     """The devices for the row's class on a host that can carry it, in the order of their ids."""
     hosts, demand = row.hosts, row.demand
-    gpus = {gpu.device_id: gpu for gpu in hosts.views[place].record.gpus}
     free = hosts.device_free[:, place].tolist()
-    eligible = row.eligible(slice(place, place + 1))[:, 0].tolist()
+    eligible = row.eligible(hosts.device_kind[:, place]).tolist()
     able = [
-        (gpus[device_id], slot)
-        for device_id, slot in hosts.slots[place].items()
+        (gpu, slot)
+        for slot, gpu in enumerate(hosts.boards[place].gpus)
         if eligible[slot] and free[slot] >= demand.gpu_milli
     ]
     if demand.is_fraction:
@@ -67,13 +66,14 @@ def choose_node(hosts: Hosts, place: int, need: tuple[int, int], gpus: Sequence[
     record = hosts.views[place].record
     if len(record.numa_nodes) == 1:
         return record.numa_nodes[0].node
-    where = {gpu.device_id: gpu.numa_node for gpu in record.gpus}
-    nodes = {where[one.device_id] for one in gpus}
-    free = hosts.node_free[:, : len(record.numa_nodes), place].T.tolist()
+    free = hosts.node_free[:, : len(record.numa_nodes), place].tolist()
     able = [
         (memory - need[1], node.node)
-        for (vcpus, memory), node in zip(free, record.numa_nodes, strict=True)
+        for node, vcpus, memory in zip(record.numa_nodes, *free, strict=True)
         if vcpus >= need[0] and memory >= need[1]
     ]
-    beside = [one for one in able if nodes == {one[1]}]
-    return min(beside or able, default=(0, ANY_NODE))[1]
+    if gpus and len(able) > 1:
+        where = {gpu.device_id: gpu.numa_node for gpu in record.gpus}
+        nodes = {where[one.device_id] for one in gpus}
+        able = [one for one in able if nodes == {one[1]}] or able
+    return min(able, default=(0, ANY_NODE))[1]

@@ -6,8 +6,8 @@ import numpy as np
 
 from fleet.model.assignment import RefusalReason
 from fleet.model.ids import HostId
+from scheduler.placement.columns import Ints
 from scheduler.placement.demand import Wish
-from scheduler.placement.hosts import Ints
 from scheduler.placement.neighbourhood import Neighbourhood
 from scheduler.placement.refusals import FILTERS, first_excluding, look_at, refuse
 from scheduler.placement.rows import Row

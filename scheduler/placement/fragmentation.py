@@ -10,6 +10,7 @@ The worth is a sum over devices of a function of what is free of each, and of th
 devices: two tables, made once for each popularity, and a look-up in place of a walk over all shapes.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ class Values:
                 self._add(shape, weight, kinds)
         self.flat_free = self.by_free.reshape(-1)
         self.flat_count = self.by_count.reshape(-1)
-        self._level_list = self.levels.tolist()
+        self._level_list: list[int] = self.levels.tolist()
 
     def _add(self, shape: Shape, weight: int, kinds: Sequence[DeviceKind]) -> None:
         takes = takes_device(shape)
@@ -82,18 +83,17 @@ class Values:
                 count = np.arange(COUNTS)
                 self.by_count[number, level:] += np.where(count >= shape.gpus, count * weight, 0)
 
-    def of_host(self, kind: int, vcpu_milli: int, free: Sequence[int]) -> int:
-        """What the devices of a host of that kind are worth, by what is free of each."""
+    def of_host(self, kind: int, level: int, free: Sequence[int]) -> int:
+        """What the devices of a host of that kind are worth, by the level of its free vCPUs and by what is free of each."""
         if kind >= self.kinds:
             return 0
-        level = self.level_of(vcpu_milli)
         table = self.by_free[kind, level]
         worth = sum(int(table[one]) for one in free if 0 < one <= DEVICE_MILLI)
         return worth + int(self.by_count[kind, level, free.count(DEVICE_MILLI)])
 
     def level_of(self, vcpu_milli: int) -> int:
         """How many of the levels are free."""
-        return int(np.searchsorted(self.levels, vcpu_milli, "right"))
+        return bisect_right(self._level_list, vcpu_milli)
 
 
 def _typical(popularity: Sequence[tuple[Shape, int]]) -> list[tuple[Shape, int]]:

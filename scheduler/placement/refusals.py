@@ -14,19 +14,9 @@ import numpy as np
 from fleet.model.assignment import RefusalReason
 from fleet.model.host import UNTAGGED
 from fleet.model.sandbox import Label
+from scheduler.placement.columns import DISK, MEMORY, SLOTS, VCPU, Bools, Ints
 from scheduler.placement.demand import DEVICE_MILLI, VCPU_MILLI, Wish
-from scheduler.placement.hosts import (
-    BACKING_OFF,
-    CORDONED,
-    DEAD,
-    DISK,
-    MEMORY,
-    SLOTS,
-    UNREADABLE,
-    VCPU,
-    Bools,
-    Ints,
-)
+from scheduler.placement.hosts import BACKING_OFF, CORDONED, DEAD, UNREADABLE
 from scheduler.placement.rows import ANY_NAME, Row
 
 NO_HOSTS = RefusalReason("no_hosts", 0, "no host is registered")
@@ -154,7 +144,7 @@ def _said(dimension: int, amount: int) -> str:
 
 def _devices(look: Look, *, is_empty: bool) -> Ints:
     """How many devices of each host can serve the class, now or when nothing is given away."""
-    able = look.row.eligible(look.places)
+    able = look.row.eligible(look.row.hosts.device_kind[:, look.places])
     if not is_empty:
         able = able & (look.row.hosts.device_free[:, look.places] >= look.row.demand.gpu_milli)
     counted: Ints = able.sum(axis=0)

@@ -12,29 +12,39 @@ import numpy as np
 from fleet.model.host import Accelerator, HostImage
 from fleet.model.ids import NO_DIGEST, Digest
 from fleet.model.sandbox import ImageRef, Label
-from scheduler.placement.demand import DEVICE_MILLI, Demand, takes_device
-from scheduler.placement.fragmentation import COUNTS, FREES, NO_DEVICES, DeviceKind
-from scheduler.placement.hosts import (
+from scheduler.placement.columns import (
+    ACCELERATOR,
     ACCELERATORS,
+    DEVICE_ROWS,
+    FREE,
+    HAS_DEVICES,
+    HOST_KIND,
     IDLE,
     MEMORY,
-    OPEN,
+    NODE_MOST,
+    PER_UNIT,
     SHARE_BITS,
     SLOTS,
+    SWITCH_MOST,
+    VALUE,
     VCPU,
     WHOLE,
+    WHOLE_DEVICES,
     Bools,
     Hosts,
     Ints,
 )
+from scheduler.placement.demand import DEVICE_MILLI, Demand, takes_device
+from scheduler.placement.fragmentation import COUNTS, FREES, NO_DEVICES, DeviceKind
+from scheduler.placement.hosts import OPEN
 from scheduler.placement.weights import Weights
 
 # Lower than any score, and still far from where sums overflow: what a host that cannot carry the class has.
 NEVER = -(1 << 60)
 # Scores below this are NEVER with something added.
 NEARLY_NEVER = -(1 << 59)
-# Hosts whose best is kept together: the root of 50,000, so that both looks for the best are as short.
-BLOCK = 256
+# Hosts whose best is kept together: of each block with a changed host the best is looked for anew, so blocks are short.
+BLOCK = 64
 # More losses than these make no host worse: it backs off for an hour by then.
 LOSSES_MAX = 8
 # An image that is asked for by its digest alone.
@@ -115,94 +125,96 @@ class Row:
         """The scores of hosts that changed."""
         self.scores[places] = self.evaluate(places)
         touched = places // BLOCK
-        self.best[touched] = self.blocks[touched].max(axis=1)
+        self.best[touched] = np.maximum.reduce(self.blocks.take(touched, axis=0), axis=1)
 
     def evaluate(self, places: Places, terms: dict[str, Ints] | None = None) -> Ints:
         """The scores of some hosts, NEARLY_NEVER or below for those that cannot; `terms` takes up each part, weighted."""
-        hosts, weights = self.hosts, self.weights
-        left = hosts.free[:, places] - self.need[:, hosts.accelerator[places]]
-        fits: Bools = np.asarray((left >= 0).all(axis=0))
-        shares = (left[:SLOTS] * hosts.per_unit[:, places]) >> SHARE_BITS
-        shares[IDLE] = abs(shares[VCPU] - shares[IDLE]) * (hosts.host_kind[places] > 0)
+        hosts, weights, demand = self.hosts, self.weights, self.demand
+        at, base = _gather(hosts.block, places), _gather(self.base, places)
+        left = at[FREE] - self.need.take(at[ACCELERATOR], axis=1)
+        fits: Bools = np.minimum.reduce(left, axis=0) >= 0
+        shares = left[:SLOTS] * at[PER_UNIT]
+        shares >>= SHARE_BITS
+        shares[IDLE] = np.abs(shares[VCPU] - shares[IDLE]) * at[HAS_DEVICES]
         shares *= self._packing
-        score: Ints = self.base[places] - shares.sum(axis=0)
-        if len(hosts.device_free):
-            worth, can = self._devices(places, left[VCPU])
+        score: Ints = base - np.add.reduce(shares, axis=0)
+        parts: dict[str, Ints] = {}
+        if hosts.devices:
+            worth, can = self._devices(at, left[VCPU])
             fits &= can
-            worth *= weights.fragmentation
-            score += worth
-            if terms is not None:
-                terms["fragmentation"] = worth
-        elif self.demand.gpus:
+            parts["fragmentation"] = worth * weights.fragmentation
+        elif demand.gpus:
             fits[:] = False
-        if self.demand.gpus > 1 and not self.demand.is_fraction:
-            near = weights.device_fit * self._device_fit(places)
-            score += near
-            if terms is not None:
-                terms["device_fit"] = near
+        if demand.gpus > 1 and not demand.is_fraction:
+            parts["device_fit"] = self._device_fit(at)
         if hosts.has_nodes:
-            node = weights.numa_fit * self._node_fit(places)
-            score += node
-            if terms is not None:
-                terms["numa_fit"] = node
+            parts["numa_fit"] = self._node_fit(at)
+        for part in parts.values():
+            score += part
         if terms is not None:
-            for name, part in zip(("vcpu_packing", "memory_packing", "disk_packing", "balance"), -shares, strict=True):
-                terms[name] = part
-            terms["host"] = self.base[places]
-        score += (fits.astype(np.int64) - 1) * -NEVER
+            names = ("vcpu_packing", "memory_packing", "disk_packing", "balance")
+            terms.update(parts, host=base, **dict(zip(names, -shares, strict=True)))
+        score[~fits] = NEVER
         return score
 
-    def eligible(self, places: Places) -> Bools:
-        """Which devices can serve the class when free, in rows as `device_free`."""
-        able: Bools = self._device_ok.look_up(self.hosts.device_kind[:, places]) != 0
+    def eligible(self, kinds: Ints) -> Bools:
+        """Which devices of those kinds can serve the class when free."""
+        able: Bools = self._device_ok.look_up(kinds) != 0
         return able
 
-    def _devices(self, places: Places, vcpu_left: Ints) -> tuple[Ints, Bools]:
+    def _devices(self, at: Ints, vcpu_left: Ints) -> tuple[Ints, Bools | bool]:
         """By how much the worth of each host's devices changes, and whether they suffice."""
-        hosts, demand = self.hosts, self.demand
-        values, free = hosts.values, hosts.device_free[:, places]
-        level = np.searchsorted(values.levels, vcpu_left, "right")
-        part = hosts.host_kind[places] * (len(values.levels) + 1) + level
-        offsets, counts = part * FREES, part * COUNTS + hosts.whole[places]
-        worth = values.flat_free[np.maximum(free, 0) + offsets]
-        after: Ints = worth.sum(axis=0) - hosts.value[places]
+        hosts, demand, values = self.hosts, self.demand, self.hosts.values
+        free = at[DEVICE_ROWS : hosts.device_kinds.start]
+        level = values.levels.searchsorted(vcpu_left, "right")
+        part = at[HOST_KIND] * (len(values.levels) + 1) + level
+        offsets, counts = part * FREES, part * COUNTS + at[WHOLE_DEVICES]
+        worth = values.flat_free.take(np.maximum(free, 0) + offsets)
+        after: Ints = np.add.reduce(worth, axis=0) - at[VALUE]
         if not demand.gpus:
-            return after + values.flat_count[counts], np.ones(len(after), np.bool_)
-        eligible = self.eligible(places)
+            return after + values.flat_count.take(counts), True
+        eligible = self.eligible(at[hosts.device_kinds])
         if not demand.is_fraction:
-            can = ((free == DEVICE_MILLI) & eligible).sum(axis=0) >= demand.gpus
-            after += values.flat_count[np.where(can, counts - demand.gpus, 0)]
-            return after - demand.gpus * values.flat_free[offsets + DEVICE_MILLI], can
-        after += values.flat_count[counts]
+            can: Bools = np.add.reduce((free == DEVICE_MILLI) & eligible, axis=0) >= demand.gpus
+            after += values.flat_count.take(np.where(can, counts - demand.gpus, 0))
+            return after - demand.gpus * values.flat_free.take(offsets + DEVICE_MILLI), can
+        after += values.flat_count.take(counts)
         return self._fractions(free, eligible, worth, (after, offsets, counts))
 
     def _fractions(self, free: Ints, eligible: Bools, worth: Ints, at: tuple[Ints, Ints, Ints]) -> tuple[Ints, Bools]:
         """Parts of devices: the one whose use costs the least worth, as many times as devices are asked for."""
         after, offsets, counts = at
-        values, milli = self.hosts.values, self.demand.gpu_milli
-        able = eligible & (free >= milli)
-        can: Bools = able.sum(axis=0) >= self.demand.gpus
-        opening = values.flat_count[counts] - values.flat_count[np.maximum(counts - 1, 0)]
-        cost = worth - values.flat_free[np.where(able, free - milli, 0) + offsets] + (free == DEVICE_MILLI) * opening
-        cost = np.where(able, cost, -NEVER)
-        if self.demand.gpus == 1:
-            after = after - cost.min(axis=0)
+        values, demand = self.hosts.values, self.demand
+        able = eligible & (free >= demand.gpu_milli)
+        can: Bools = np.add.reduce(able, axis=0) >= demand.gpus
+        opening = values.flat_count.take(counts) - values.flat_count.take(np.maximum(counts - 1, 0))
+        cost = worth - values.flat_free.take(np.where(able, free - demand.gpu_milli, 0) + offsets)
+        cost += (free == DEVICE_MILLI) * opening
+        cost[~able] = -NEVER
+        if demand.gpus == 1:
+            after = after - np.minimum.reduce(cost, axis=0)
         else:
-            after = after - np.where(can, np.sort(cost, axis=0)[: self.demand.gpus].sum(axis=0), 0)
+            after = after - np.where(can, np.add.reduce(np.sort(cost, axis=0)[: demand.gpus], axis=0), 0)
         return np.where(can, after, 0), can
 
-    def _device_fit(self, places: Places) -> Ints:
+    def _device_fit(self, at: Ints) -> Ints:
         """Whether the devices asked for are behind one switch (all), or on one NUMA node (half)."""
-        hosts, gpus = self.hosts, self.demand.gpus
-        return (hosts.switch_most[places] >= gpus) * (WHOLE // 2) + (hosts.node_most[places] >= gpus) * (WHOLE // 2)
+        half, gpus = self.weights.device_fit * (WHOLE // 2), self.demand.gpus
+        fit: Ints = (at[SWITCH_MOST] >= gpus) * half + (at[NODE_MOST] >= gpus) * half
+        return fit
 
-    def _node_fit(self, places: Places) -> Ints:
+    def _node_fit(self, at: Ints) -> Ints:
         """Whether vCPUs and memory fit on one NUMA node."""
-        hosts = self.hosts
-        memory = self.need[MEMORY, hosts.accelerator[places]]
-        vcpus, memories = hosts.node_free[:, :, places]
-        fits: Bools = ((vcpus >= self.demand.vcpu_milli) & (memories >= memory)).any(axis=0)
-        return fits * np.int64(WHOLE)
+        nodes = self.hosts.nodes
+        free = at[self.hosts.device_kinds.stop :]
+        memory = self.need[MEMORY].take(at[ACCELERATOR])
+        fits = (free[:nodes] >= self.demand.vcpu_milli) & (free[nodes:] >= memory)
+        fit: Ints = np.logical_or.reduce(fits, axis=0) * np.int64(self.weights.numa_fit * WHOLE)
+        return fit
+
+
+def _gather(array: Ints, places: Places) -> Ints:
+    return array[..., places] if isinstance(places, slice) else array.take(places, axis=-1)
 
 
 class _Asked(Protocol):

@@ -1,0 +1,273 @@
+"""The hosts of a cluster as arrays, one per dimension, in the order of their ids. PURE.
+
+Whatever scores look at lies in one block, one row per dimension: what they need of some hosts is one gathering. Whoever changes
+a host's room goes through `shift`, which also keeps what follows from it: wholly free devices, the most of them behind one PCIe
+switch and on one NUMA node, and what the idle devices are worth (fragmentation.py).
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet.model.assignment import ANY_NODE, GpuShare
+from fleet.model.host import Accelerator, Gpu, HostImage, HostRecord, Reservation
+from fleet.model.ids import HostId
+from fleet.model.sandbox import Label, NetworkMode
+from scheduler.placement.demand import DEVICE_MILLI, VCPU_MILLI
+from scheduler.placement.fragmentation import NO_DEVICES, DeviceKind, Values
+from scheduler.placement.hosts import HostView, Share, share_of_reservation
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+# Shares of a whole are compared as integers in millionths: the same on every machine, unlike floats' sums.
+WHOLE = 1_000_000
+# Shares per unit are kept with this many bits behind the point: a 64 TiB host's MiB still has 6 digits, and sums stay in 63 bits.
+SHARE_BITS = 20
+# More devices in one host than any server board has; the arrays have as many rows as the largest host needs.
+DEVICES_MAX = 16
+ACCELERATORS = tuple(Accelerator)
+# The first rows of the block: what is free, of which all but the last have shares of a whole; IDLE are thousandths of devices.
+VCPU, MEMORY, DISK, IDLE, SLOTS = range(5)
+FREE, PER_UNIT = slice(0, 5), slice(5, 9)
+ACCELERATOR, HOST_KIND, HAS_DEVICES, WHOLE_DEVICES, VALUE, SWITCH_MOST, NODE_MOST = range(9, 16)
+DEVICE_ROWS = 16
+
+V = TypeVar("V", bound=Hashable)
+
+
+class Interned(Generic[V]):
+    """Values by small numbers: a class is compared with each value once, not with each host."""
+
+    def __init__(self) -> None:
+        self.values: list[V] = []
+        self._numbers: dict[V, int] = {}
+
+    def number(self, value: V) -> int:
+        """The number of a value, a new one for a new value."""
+        known = self._numbers.get(value)
+        if known is None:
+            known = self._numbers[value] = len(self.values)
+            self.values.append(value)
+        return known
+
+
+@dataclass(slots=True)
+class Board:
+    """The devices of one host by their rows, and what of them was looked at last."""
+
+    gpus: tuple[Gpu, ...] = ()
+    slots: dict[str, int] | None = None
+    level: int = -1
+
+
+class Hosts:
+    """The arrays. `ids` are sorted after `sort`; until then new hosts stand at the end."""
+
+    def __init__(self) -> None:
+        self.ids: list[HostId] = []
+        self.index: dict[HostId, int] = {}
+        self.views: list[HostView] = []
+        self.boards: list[Board] = []
+        self.labels: Interned[frozenset[Label]] = Interned()
+        self.taints: Interned[frozenset[Label]] = Interned()
+        self.networks: Interned[frozenset[NetworkMode]] = Interned()
+        self.images: Interned[tuple[HostImage, ...]] = Interned()
+        self.kinds: Interned[DeviceKind] = Interned()
+        self.kinds.number(NO_DEVICES)
+        self.is_sorted = True
+        # Rises when hosts stand elsewhere than before.
+        self.version = 0
+        self.has_nodes = False
+        self.values = Values()
+        self._allocate(0, 0, 0)
+
+    _ASIDE = ("capacity", "status", "losses", "aspects")
+
+    def _allocate(self, hosts: int, devices: int, nodes: int) -> None:
+        self.room, self.devices, self.nodes = hosts, devices, nodes
+        self.capacity = np.zeros((5, hosts), np.int64)
+        self.status = np.zeros(hosts, np.int64)
+        self.losses = np.zeros(hosts, np.int64)
+        self.aspects = np.zeros((4, hosts), np.int64)
+        self._divide(np.zeros((DEVICE_ROWS + 2 * devices + 2 * nodes, hosts), np.int64))
+
+    def _divide(self, block: Ints) -> None:
+        self.block = block
+        self.free, self.per_unit = block[FREE], block[PER_UNIT]
+        self.accelerator, self.host_kind, self.has_devices = block[ACCELERATOR], block[HOST_KIND], block[HAS_DEVICES]
+        self.whole, self.value = block[WHOLE_DEVICES], block[VALUE]
+        self.switch_most, self.node_most = block[SWITCH_MOST], block[NODE_MOST]
+        kinds, nodes = self.device_kinds.start, self.device_kinds.stop
+        self.device_free, self.device_kind = block[DEVICE_ROWS:kinds], block[kinds:nodes]
+        # Free vCPUs of each NUMA node, then memory; a host without nodes has one, of which nothing is ever taken.
+        self.node_free = block[nodes:].reshape(2, self.nodes, self.room)
+
+    @property
+    def device_kinds(self) -> slice:
+        """The rows of the block with the devices' kinds; those before, up to DEVICE_ROWS, have what is free of each."""
+        return slice(DEVICE_ROWS + self.devices, DEVICE_ROWS + 2 * self.devices)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def put(self, view: HostView) -> int:
+        """Takes up a host as it is, and says where it stands."""
+        host_id = view.record.host_id
+        place = self.index.get(host_id)
+        if place is None:
+            place = len(self.ids)
+            self.version += 1
+            self.is_sorted = self.is_sorted and (not self.ids or self.ids[-1] < host_id)
+            self.ids.append(host_id)
+            self.index[host_id] = place
+            self.views.append(view)
+            self.boards.append(Board())
+        self.views[place] = view
+        self._make_room(len(self.ids), view.record)
+        self._write(place, view)
+        return place
+
+    def drop(self, host_id: HostId) -> None:
+        """Forgets a host."""
+        place = self.index[host_id]
+        self._arrange([one for one in range(len(self.ids)) if one != place])
+
+    def sort(self) -> None:
+        """Brings the hosts into the order of their ids."""
+        self._arrange(sorted(range(len(self.ids)), key=self.ids.__getitem__))
+        self.is_sorted = True
+
+    def _arrange(self, order: list[int]) -> None:
+        self.version += 1
+        for name in self._ASIDE:
+            setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., order]))
+        self.room = len(order)
+        self._divide(np.ascontiguousarray(self.block[:, order]))
+        self.ids = [self.ids[one] for one in order]
+        self.views = [self.views[one] for one in order]
+        self.boards = [self.boards[one] for one in order]
+        self.index = {host_id: place for place, host_id in enumerate(self.ids)}
+
+    def _make_room(self, hosts: int, record: HostRecord) -> None:
+        devices = max(self.devices, min(len(record.gpus), DEVICES_MAX))
+        nodes = max(self.nodes, len(record.numa_nodes), 1)
+        if hosts <= self.room and (devices, nodes) == (self.devices, self.nodes):
+            return
+        old = {name: getattr(self, name) for name in (*self._ASIDE, "device_free", "device_kind", "node_free")}
+        head = self.block[:DEVICE_ROWS]
+        self._allocate(self.room if hosts <= self.room else hosts + hosts // 2 + 16, devices, nodes)
+        self.node_free[:] = -1
+        self.block[:DEVICE_ROWS, : head.shape[1]] = head
+        for name, array in old.items():
+            getattr(self, name)[tuple(slice(0, size) for size in array.shape)] = array
+
+    def _write(self, place: int, view: HostView) -> None:
+        record, reserved = view.record, view.reserved or Reservation(view.record.host_id)
+        vcpu_milli = record.capacity.vcpus * record.vcpu_overcommit_milli * VCPU_MILLI // 1000
+        capacity, idle = record.capacity, min(len(record.gpus), DEVICES_MAX) * DEVICE_MILLI
+        whole = (vcpu_milli, capacity.memory_mib, capacity.disk_mib, idle, capacity.sandboxes)
+        used = share_of_reservation(reserved)
+        taken = (used.vcpu_milli, used.memory_mib, used.disk_mib, 0, used.sandboxes)
+        self.capacity[:, place] = whole
+        self.free[:, place] = [amount - gone for amount, gone in zip(whole, taken, strict=True)]
+        self.per_unit[:, place] = [(WHOLE << SHARE_BITS) // max(1, amount) for amount in whole[:SLOTS]]
+        self.status[place] = view.status
+        self.losses[place] = len(view.losses.at_ms) if view.losses is not None else 0
+        self.accelerator[place] = ACCELERATORS.index(record.accelerator)
+        self.aspects[:, place] = (
+            self.labels.number(frozenset(record.labels)),
+            self.taints.number(frozenset(record.taints)),
+            self.networks.number(frozenset(record.network_modes)),
+            self.images.number(record.images),
+        )
+        self._write_devices(place, record, reserved)
+        self._write_nodes(place, view)
+        self.refresh(place)
+
+    def _write_devices(self, place: int, record: HostRecord, reserved: Reservation) -> None:
+        gpus = tuple(sorted(record.gpus, key=lambda gpu: gpu.device_id)[:DEVICES_MAX])
+        kinds = [self.kinds.number(DeviceKind(gpu.model, gpu.memory_mib, gpu.is_shareable)) for gpu in gpus]
+        self.boards[place] = Board(gpus, {gpu.device_id: slot for slot, gpu in enumerate(gpus)})
+        self.device_free[:, place] = 0
+        self.device_kind[:, place] = 0
+        self.device_free[: len(gpus), place] = DEVICE_MILLI
+        self.device_kind[: len(gpus), place] = kinds
+        self.host_kind[place] = kinds[0] if kinds else 0
+        self.has_devices[place] = bool(kinds)
+        self.whole[place] = self.value[place] = self.switch_most[place] = self.node_most[place] = 0
+        self._shift_devices(place, reserved.gpus, 1)
+
+    def _write_nodes(self, place: int, view: HostView) -> None:
+        nodes = view.record.numa_nodes
+        self.has_nodes = self.has_nodes or len(nodes) > 1
+        self.node_free[:, :, place] = -1
+        if len(nodes) < 2:
+            self.node_free[:, 0, place] = np.iinfo(np.int64).max
+            return
+        overcommit = view.record.vcpu_overcommit_milli
+        for slot, node in enumerate(nodes):
+            used = [one for one in view.numa_used if one.node == node.node]
+            vcpus = node.vcpus * overcommit * VCPU_MILLI // 1000 - sum(one.vcpus for one in used) * VCPU_MILLI
+            self.node_free[:, slot, place] = (vcpus, node.memory_mib - sum(one.memory_mib for one in used))
+
+    def shift(self, place: int, share: Share, sign: int) -> None:
+        """Gives a share away (1) or takes it back (-1)."""
+        free = self.free
+        free[VCPU, place] -= sign * share.vcpu_milli
+        free[MEMORY, place] -= sign * share.memory_mib
+        free[DISK, place] -= sign * share.disk_mib
+        free[SLOTS, place] -= sign * share.sandboxes
+        if share.numa_node != ANY_NODE:
+            self._shift_node(place, share, sign)
+        if share.gpus:
+            self._shift_devices(place, share.gpus, sign)
+            self.boards[place].level = -1
+        if self.boards[place].gpus:
+            self.refresh(place)
+
+    def _shift_devices(self, place: int, shares: tuple[GpuShare, ...], sign: int) -> None:
+        slots = self.boards[place].slots or {}
+        for one in shares:
+            slot = slots.get(one.device_id)
+            if slot is not None:
+                self.device_free[slot, place] -= sign * one.milli
+
+    def _shift_node(self, place: int, share: Share, sign: int) -> None:
+        nodes = self.views[place].record.numa_nodes
+        slot = next((slot for slot, node in enumerate(nodes) if node.node == share.numa_node), None)
+        if slot is not None and len(nodes) > 1:
+            self.node_free[0, slot, place] -= sign * share.vcpu_milli
+            self.node_free[1, slot, place] -= sign * share.memory_mib
+
+    def refresh(self, place: int) -> None:
+        """What follows from a host's free devices and vCPUs, where they are others than at the last look."""
+        board = self.boards[place]
+        level = self.values.level_of(int(self.free[VCPU, place]))
+        if board.level == level or not board.gpus:
+            return
+        is_new, board.level = board.level < 0, level
+        free = self.device_free[:, place].tolist()
+        self.value[place] = self.values.of_host(int(self.host_kind[place]), level, free)
+        if not is_new:
+            return
+        self.free[IDLE, place] = sum(free)
+        self.whole[place] = free.count(DEVICE_MILLI)
+        switches: dict[str, int] = {}
+        nodes: dict[int, int] = {}
+        for gpu, left in zip(board.gpus, free, strict=False):
+            if left == DEVICE_MILLI:
+                switches[gpu.pcie_switch] = switches.get(gpu.pcie_switch, 0) + 1
+                nodes[gpu.numa_node] = nodes.get(gpu.numa_node, 0) + 1
+        self.switch_most[place] = max(switches.values(), default=0)
+        self.node_most[place] = max(nodes.values(), default=0)
+
+    def set_values(self, values: Values) -> None:
+        """What idle devices are worth from now on."""
+        self.values = values
+        for place in np.flatnonzero(self.has_devices[: len(self.ids)]).tolist():
+            self.boards[place].level = -1
+            self.refresh(place)
