@@ -22,6 +22,7 @@ _VERBS = {
     "up": ("mb.commands.up", "Start a sandbox and follow it to its end."),
     "ls": ("mb.commands.ls", "List sandboxes."),
     "status": ("mb.commands.status", "Show everything about one sandbox."),
+    "explain": ("mb.commands.explain", "Show why it is on its host, or waits."),
     "logs": ("mb.commands.logs", "Print an agent's output."),
     "exec": ("mb.commands.exec", "Run a program in a sandbox."),
     "shell": ("mb.commands.shell", "Open a shell in a sandbox."),

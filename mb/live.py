@@ -11,9 +11,18 @@ from typing import Any
 
 import grpc
 
-from bedplate.sandbox.v1 import event_pb2, event_pb2_grpc, sandbox_pb2, service_pb2, service_pb2_grpc
+from bedplate.sandbox.v1 import (
+    event_pb2,
+    event_pb2_grpc,
+    explain_pb2,
+    explain_pb2_grpc,
+    sandbox_pb2,
+    service_pb2,
+    service_pb2_grpc,
+)
 from fleet.codec import from_message
 from fleet.model.event import Event
+from fleet.model.explanation import PlacementExplanation
 from fleet.model.ids import NO_DIGEST, Digest
 from fleet.model.usage import SandboxUsage
 from fleet.rpc import responses, translated
@@ -21,6 +30,8 @@ from mb.program import Ended, Input, Printed, Program, Sent, Signal
 
 # A call reads or writes a handful of keys; a scheduler that needs longer is in trouble.
 CALL_TIMEOUT_S = 15.0
+# A past decision reads the whole store as it was then.
+RECOMPUTE_TIMEOUT_S = 120.0
 # A stream is opened anew after this long, so that no half-dead connection is trusted for ever.
 STREAM_TIMEOUT_S = 600.0
 
@@ -56,6 +67,7 @@ class LiveCalls:
         self._execs: Any = service_pb2_grpc.ExecServiceStub(channel)
         self._secrets: Any = service_pb2_grpc.SecretServiceStub(channel)
         self._usages: Any = service_pb2_grpc.UsageServiceStub(channel)
+        self._explains: Any = explain_pb2_grpc.ExplainServiceStub(channel)
         self._events: Any = event_pb2_grpc.EventServiceStub(channel)
 
     async def read_output(self, name: str, agent: str, wanted: OutputRange, *, follow: bool) -> AsyncIterator[Chunk]:
@@ -72,6 +84,13 @@ class LiveCalls:
         with translated(self._peer):
             async for reply in self._output.ReadOutput(request, timeout=STREAM_TIMEOUT_S):
                 yield Chunk(reply.offset, reply.payload, reply.end)
+
+    async def explain(self, name: str, *, is_recomputed: bool) -> PlacementExplanation:
+        """Why a sandbox is where it is, as of now, or as of its decision, which is made again."""
+        request = explain_pb2.ExplainRequest(sandbox=name, tenant=self._tenant, recompute=is_recomputed)
+        with translated(self._peer):
+            reply = await self._explains.Explain(request, timeout=RECOMPUTE_TIMEOUT_S)
+        return from_message(PlacementExplanation, reply)
 
     async def run_program(self, program: Program, sent: AsyncIterator[Sent]) -> AsyncIterator[Printed | Ended]:
         """Runs a program and passes on what is `sent` to it; yields what it prints and, last, how it ended.

@@ -20,7 +20,7 @@ from bedplate.content.v1 import content_pb2_grpc
 from bedplate.host.v1 import enrolment_pb2_grpc as enrolment_grpc
 from bedplate.host.v1 import scheduler_pb2_grpc as scheduler_grpc
 from bedplate.host.v1 import service_pb2_grpc as host_grpc
-from bedplate.sandbox.v1 import event_pb2_grpc
+from bedplate.sandbox.v1 import event_pb2_grpc, explain_pb2_grpc
 from bedplate.sandbox.v1 import service_pb2_grpc as sandbox_grpc
 from fleet.certificates import inspect_files
 from fleet.config import load_config
@@ -42,6 +42,7 @@ from scheduler.api.creations import Creations
 from scheduler.api.enrolment import EnrolmentService, JoinService
 from scheduler.api.events import EventService
 from scheduler.api.execs import ExecService
+from scheduler.api.explain import ExplainService
 from scheduler.api.failures import FailureLimit
 from scheduler.api.health import HealthReport
 from scheduler.api.hosts import HostService
@@ -159,6 +160,7 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
         sandbox_grpc.add_ExecServiceServicer_to_server(ExecService(state, channels), server)
         sandbox_grpc.add_SecretServiceServicer_to_server(SecretService(state, channels, writes), server)
         sandbox_grpc.add_UsageServiceServicer_to_server(UsageService(state, channels), server)
+        explain_pb2_grpc.add_ExplainServiceServicer_to_server(ExplainService(store, state, _now_ms), server)
         event_pb2_grpc.add_EventServiceServicer_to_server(EventService(store, state, channels), server)
         content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
         host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)

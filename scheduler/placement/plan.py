@@ -10,6 +10,7 @@ from fleet.model.cycle import Decision
 from fleet.model.ids import NO_HOST, Tenant
 from fleet.model.sandbox import SandboxRecord
 from scheduler.placement.cluster import Choice, Cluster
+from scheduler.placement.explanation import Explanation
 from scheduler.placement.snapshot import Snapshot
 from scheduler.placement.wishes import demand_for, held_by, resumed, wish_of
 
@@ -182,3 +183,35 @@ def _placement(one: Assignment, score: int) -> Decision:
 
 def _refusal(one: Refusal) -> Decision:
     return Decision(one.sandbox_id, NO_HOST, 0, refusal_codes=tuple(reason.code for reason in one.reasons))
+
+
+def explain_turn(
+    snapshot: Snapshot, cluster: Cluster, made: Plan, waiting: Sequence[SandboxRecord], record: SandboxRecord
+) -> Explanation:
+    """What is behind one sandbox's part of a plan: the cluster as it was at its turn; for a refusal, after the plan."""
+    wishes = {one.sandbox_id: one for one in waiting}
+    mark = cluster.mark()
+    try:
+        for one in made.assignments:
+            if one.sandbox_id == record.sandbox_id:
+                break
+            _take(snapshot, cluster, wishes[one.sandbox_id])
+        return explain_now(snapshot, cluster, record)
+    finally:
+        cluster.rollback(mark)
+
+
+def explain_now(snapshot: Snapshot, cluster: Cluster, record: SandboxRecord) -> Explanation:
+    """What would be behind a placement of the sandbox as things are, with what it holds already free for it alone.
+
+    A sandbox that has a host may choose anew, but one that waits there for its next run.
+    """
+    known = snapshot.assignment_of(record)
+    is_there = known is not None and known.host_id in snapshot.hosts
+    mark = cluster.mark()
+    try:
+        if known is not None and is_there:
+            cluster.give_back(known.host_id, held_by(snapshot, known))
+        return cluster.explain(demand_for(snapshot, record), wish_of(snapshot, record))
+    finally:
+        cluster.rollback(mark)

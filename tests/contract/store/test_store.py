@@ -149,3 +149,27 @@ async def test_a_tenant_cannot_open_the_store(etcd_endpoint: tuple[str, Path]) -
     with pytest.raises(StoreUnavailableError):
         await store.get("/a")
     await store.close()
+
+
+async def test_the_past_can_be_listed(store: Store, prefix: str) -> None:
+    """A listing at a revision is what there was then, deletes and later values included; compacted, or to come, it is told."""
+    first = await store.transact([], [Put(prefix + "a", b"1"), Put(prefix + "b", b"1")])
+    second = await store.transact([], [Put(prefix + "a", b"2"), Delete(prefix + "b"), Put(prefix + "c", b"2")])
+    third = await store.transact([], [Put(prefix + "b", b"3")])
+
+    async def then(revision: int) -> dict[str, tuple[bytes, int, int]]:
+        listing = await store.list_prefix(prefix, revision)
+        assert listing.revision == revision
+        return {
+            one.key.removeprefix(prefix): (one.value, one.create_revision, one.mod_revision) for one in listing.entries
+        }
+
+    one, two, three = first.revision, second.revision, third.revision
+    assert await then(one) == {"a": (b"1", one, one), "b": (b"1", one, one)}
+    assert await then(two) == {"a": (b"2", one, two), "c": (b"2", two, two)}
+    await store.compact(two)
+    assert await then(two) == {"a": (b"2", one, two), "c": (b"2", two, two)}
+    assert await then(three) == {"a": (b"2", one, two), "b": (b"3", three, three), "c": (b"2", two, two)}
+    for gone in (one, three + 1000):
+        with pytest.raises(CompactedError):
+            await store.list_prefix(prefix, gone)

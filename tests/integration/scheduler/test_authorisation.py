@@ -42,6 +42,7 @@ SCHEDULER = {
     "bedplate.sandbox.v1.SecretService/SendSecrets": "operator, tenant",
     "bedplate.sandbox.v1.UsageService/ReadUsage": "operator, tenant",
     "bedplate.sandbox.v1.EventService/ReadEvents": "operator, tenant",
+    "bedplate.sandbox.v1.ExplainService/Explain": "operator, tenant",
     "bedplate.content.v1.ContentService/HasSource": "operator, tenant",
     "bedplate.content.v1.ContentService/UploadSource": "operator, tenant",
     "bedplate.content.v1.ContentService/FetchSource": "operator, tenant",
