@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -152,20 +153,8 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     issuer = Issuer(config.enrolment, config.tls, _now) if config.enrolment else None
     enrolment = EnrolmentService(store, Revoker(store, state, _now_ms), config.tls, issuer, _now_ms)
 
-    def register(server: grpc.aio.Server) -> None:
-        scheduler_grpc.add_SchedulerServiceServicer_to_server(SchedulerService(store), server)
-        sandboxes = SandboxService(store, state, _now_ms, writes, creations)
-        sandbox_grpc.add_SandboxServiceServicer_to_server(sandboxes, server)
-        sandbox_grpc.add_OutputServiceServicer_to_server(OutputService(state, channels), server)
-        sandbox_grpc.add_ExecServiceServicer_to_server(ExecService(state, channels), server)
-        sandbox_grpc.add_SecretServiceServicer_to_server(SecretService(state, channels, writes), server)
-        sandbox_grpc.add_UsageServiceServicer_to_server(UsageService(state, channels), server)
-        explain_pb2_grpc.add_ExplainServiceServicer_to_server(ExplainService(store, state, _now_ms), server)
-        event_pb2_grpc.add_EventServiceServicer_to_server(EventService(store, state, channels), server)
-        content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
-        host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)
-        enrolment_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)
-
+    served = _Served(store, state, channels, writes, creations, enrolment)
+    register = partial(_add_services, served)
     server, port = await start_server(config.listen, config.tls, PERMISSIONS, register, revocations, servicer=health)
     address = f"{config.listen.rpartition(':')[0]}:{port}"
     log.info("scheduler.started", address=address, name=config.name)
@@ -192,6 +181,34 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
         await server.stop(None)
         await channels.close()
     log.info("scheduler.stopped", name=config.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What the services answer from."""
+
+    store: Store
+    state: FleetState
+    channels: HostChannels
+    writes: WriteLimit
+    creations: Creations
+    enrolment: EnrolmentService
+
+
+def _add_services(served: _Served, server: grpc.aio.Server) -> None:
+    store, state, channels, writes = served.store, served.state, served.channels, served.writes
+    sandboxes = SandboxService(store, state, _now_ms, writes, served.creations)
+    scheduler_grpc.add_SchedulerServiceServicer_to_server(SchedulerService(store), server)
+    sandbox_grpc.add_SandboxServiceServicer_to_server(sandboxes, server)
+    sandbox_grpc.add_OutputServiceServicer_to_server(OutputService(state, channels), server)
+    sandbox_grpc.add_ExecServiceServicer_to_server(ExecService(state, channels), server)
+    sandbox_grpc.add_SecretServiceServicer_to_server(SecretService(state, channels, writes), server)
+    sandbox_grpc.add_UsageServiceServicer_to_server(UsageService(state, channels), server)
+    explain_pb2_grpc.add_ExplainServiceServicer_to_server(ExplainService(store, state, _now_ms), server)
+    event_pb2_grpc.add_EventServiceServicer_to_server(EventService(store, state, channels), server)
+    content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
+    host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)
+    enrolment_grpc.add_EnrolmentServiceServicer_to_server(served.enrolment, server)
 
 
 def _presence(config: Config, store: Store, address: str, election: Election) -> Presence:
