@@ -5,18 +5,18 @@ lease nothing runs on before the orders of that lease are read, for the schedule
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import structlog
 
 from fleet.errors import BedplateError, HostFaultError
 from fleet.model.ids import SandboxId
-from fleet.model.sandbox import Goal
+from fleet.model.sandbox import Goal, Reason
 from fleet.store.lease import Pause
 from hostd.drivers.ports import Guard, Hypervisor
 from hostd.orders import Orders
-from hostd.reconcile.fence import HOST_FENCED, KILL_AFTER_MS, Stance, find_stance
+from hostd.reconcile.fence import HOST_FENCED, HOST_RESTARTED, KILL_AFTER_MS, Stance, find_stance
 from hostd.reconcile.progress import fail, is_over
 from hostd.reconcile.state import DomainState
 
@@ -48,6 +48,8 @@ class Fence:
         armed_ms = guard.armed_until_ms()
         # An earlier hostd's VMs have the time that it left them; where it left no word, they are paused until the lease is here.
         self._sure_until_ms = now_ms() if armed_ms is None else armed_ms - KILL_AFTER_MS
+        # No word of this boot: what had begun, and has no domain any more, ended with the boot before.
+        self._is_new_boot = armed_ms is None
         self._is_settled = False
         self._has_fenced = False
         self._stance = Stance.RUN
@@ -77,12 +79,16 @@ class Fence:
         self._is_settled = True
         self._nudge()
 
-    def look(self) -> None:
-        """Past the kill, whatever had been configured here has failed, whoever ended its VM."""
+    def look(self, domains: Collection[SandboxId] | None = None) -> None:
+        """Past the kill, whatever had been configured here has failed, whoever ended its VM; after a boot, what has no domain."""
+        if domains is not None and self._is_new_boot:
+            self._is_new_boot = False
+            for sandbox_id in sorted(self._orders.orders.keys() - set(domains)):
+                self._fail(sandbox_id, HOST_RESTARTED)
         if not self._has_fenced and find_stance(self._now_ms(), self._sure_until_ms) is Stance.KILL:
             self._has_fenced = True
             for sandbox_id in sorted(self._orders.orders):
-                self._fail(sandbox_id)
+                self._fail(sandbox_id, HOST_FENCED)
 
     async def run(self) -> None:
         """Sees to it until cancelled."""
@@ -115,12 +121,12 @@ class Fence:
             except BedplateError as error:
                 log.error("fence.failed", sandbox_id=sandbox_id, code=error.code, error=error.message)
 
-    def _fail(self, sandbox_id: SandboxId) -> None:
+    def _fail(self, sandbox_id: SandboxId, reason: Reason) -> None:
         order, progress = self._orders.orders[sandbox_id], self._orders.progress.get(sandbox_id)
         if progress is None or order.goal is Goal.REMOVE or is_over(progress, order.goal):
             return
         # No agent has run of what was not configured: it may begin again here, and its start was no failure of its own.
-        begun = fail(progress, HOST_FENCED) if progress.is_configured else replace(progress, starts=0)
+        begun = fail(progress, reason) if progress.is_configured else replace(progress, starts=0)
         try:
             self._orders.put_progress(begun)
         except HostFaultError as error:

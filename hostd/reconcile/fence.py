@@ -7,9 +7,11 @@ The scheduler places a lost host's sandboxes anew FENCE_WAIT_S (30 s) after its 
 host's own count ends: the kill comes 20 s earlier (docs/decisions/0049).
 """
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Protocol
 
+from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Reason
 
 # Pausing a hundred VMs through libvirt takes a second; it is over before the lease may have ended.
@@ -21,6 +23,11 @@ HOST_FENCED = Reason(
     "host_fenced",
     "its host could not renew its lease and ended its VM, so that it does not run twice",
     "look at the host's way to the store; submit it again unless its agents restart",
+)
+HOST_RESTARTED = Reason(
+    "host_restarted",
+    "its host began anew, and its VM ended with that",
+    "submit it again unless its agents restart",
 )
 
 
@@ -42,8 +49,8 @@ def find_stance(now_ms: int, sure_until_ms: int) -> Stance:
 class FenceView(Protocol):
     """What the reconciler asks of the fence."""
 
-    def look(self) -> None:
-        """Notes what time has done: past the kill, what ran here has failed."""
+    def look(self, domains: Collection[SandboxId] | None = None) -> None:
+        """Notes what time has done: past the kill, what ran here has failed; and so has, after a boot, what is not in `domains`."""
 
     def may_begin(self) -> bool:
         """Whether a VM may start or run on now."""
@@ -52,7 +59,7 @@ class FenceView(Protocol):
 class NoFence:
     """Of a host whose sandboxes are never placed elsewhere: they run whatever becomes of its lease."""
 
-    def look(self) -> None:
+    def look(self, domains: Collection[SandboxId] | None = None) -> None:
         """Nothing happens."""
 
     def may_begin(self) -> bool:

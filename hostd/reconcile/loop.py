@@ -162,7 +162,7 @@ class Reconciler:
         busy_before = frozenset(self._busy)
         observed = await self._observe()
         # What the fence has ended did not die by itself.
-        self._fence.look()
+        self._fence.look(observed.domains)
         self.observed, self._unseen = observed, set(busy_before)
         # What a worker changed while the drivers looked may have been seen before or after: it waits for the next pass.
         for sandbox_id in sorted((observed.sandbox_ids() | frozenset(self._orders.orders)) - busy_before):

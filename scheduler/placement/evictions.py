@@ -2,7 +2,7 @@
 
     its host is lost, and fences itself: restarts, or had not begun  -> evicted: a further placement, the old order goes
                                          had begun and does not restart  -> ended: failed with `host_lost`
-    its host has fenced it and is back:  restarts                    -> evicted
+    its host ended it (fence, boot) and is back: restarts            -> evicted
     the scheduler has stopped it (drain, preemption), it is released -> evicted
     its host drains:                     may move                    -> stopped by the scheduler, MOVES at a time
                                          may not, and it is forced   -> ended: stopped with `host_drained`
@@ -32,8 +32,8 @@ LOSSES_KEPT = 8
 # A sandbox that loses its host a third time may be what kills hosts: from then on it waits as long as they do.
 MOVES_FREE = 2
 
-# The code of a status, of hostd's making, which says that the host has ended the VM for want of a lease.
-HOST_FENCED = "host_fenced"
+# The codes of statuses, of hostd's making, which say that the host ended the VM: for want of a lease, or with its own end.
+HOST_FENCED, HOST_RESTARTED = "host_fenced", "host_restarted"
 HOST_LOST, HOST_DRAINED, PREEMPTED = "host_lost", "host_drained", "preempted"
 
 
@@ -192,7 +192,9 @@ def _for_sandbox(snapshot: Snapshot, sandbox_id: SandboxId, now_ms: int) -> Iter
     if status is None or not status.released or not awaits_move(record, assignment, status):
         return
     if not _is_halted(assignment):
-        reason = Reason(HOST_FENCED, f"its host {assignment.host_id} could not renew its lease", "mb host ls")
+        assert status.reason is not None
+        message = f"on host {assignment.host_id}: {status.reason.message}"
+        reason = Reason(status.reason.code, message, "mb host ls shows whether it is well")
         yield _evict(record, assignment, reason, now_ms)
     elif status.generation == assignment.generation:
         assert assignment.reason is not None
@@ -277,7 +279,8 @@ def _runs(snapshot: Snapshot, record: SandboxRecord, assignment: Assignment) -> 
 
 
 def _is_fenced(status: SandboxStatus) -> bool:
-    return status.phase is Phase.FAILED and status.reason is not None and status.reason.code == HOST_FENCED
+    code = status.reason.code if status.reason is not None else ""
+    return status.phase is Phase.FAILED and code in (HOST_FENCED, HOST_RESTARTED)
 
 
 def _is_halted(assignment: Assignment) -> bool:

@@ -170,6 +170,32 @@ async def test_a_restarted_hostd_leaves_vms_running(room: Room, guard: Simulated
         await hostd.until_domain(DomainState.RUNNING)
 
 
+async def test_a_host_that_boots_ended_what_had_begun(room: Room, guard: SimulatedGuard) -> None:
+    """Its agents do not run again here, and the reason is the host's: the scheduler may begin them elsewhere."""
+    async with Fenced(room, guard).fencing() as hostd:
+        await begin(hostd)
+    room.hypervisor.kill_all()
+    guard.forget()
+    async with Fenced(room, guard).fencing() as hostd:
+        hostd.settle()
+        status = await hostd.until_phase(Phase.FAILED)
+        assert status.reason is not None
+        assert status.reason.code == "host_restarted"
+        assert room.hypervisor.starts == {A: 1}
+
+
+async def test_an_update_from_a_hostd_without_a_fence_costs_a_pause(room: Room, guard: SimulatedGuard) -> None:
+    """VMs that are there without a word of the guard's are paused until the lease is here, and then run on."""
+    async with Fenced(room, guard).fencing() as hostd:
+        await begin(hostd)
+    guard.forget()
+    async with Fenced(room, guard).fencing() as hostd:
+        await hostd.until_domain(DomainState.PAUSED)
+        hostd.settle()
+        await hostd.until_domain(DomainState.RUNNING)
+        assert hostd.status().phase is Phase.RUNNING
+
+
 async def test_a_guard_that_knows_nothing_lengthens_nothing(tmp_path: Path) -> None:
     """A renewal that could not be told to the guard is none: the VM pauses as if it had not come."""
     room = Room(tmp_path)

@@ -202,6 +202,12 @@ SAID: list[tuple[str, Any, Any, list[Any]]] = [
         [("evict", "host_fenced", "placement 2", "remove")],
     ),
     (
+        "ended by a boot, restarts",
+        AGAIN_ORDER,
+        {"phase": Phase.FAILED, "reason": Reason("host_restarted", "…"), "released": True, "stages": BEGUN},
+        [("evict", "host_restarted", "placement 2", "remove")],
+    ),
+    (
         "fenced, not released yet",
         AGAIN_ORDER,
         {"phase": Phase.FAILED, "reason": FENCED_REASON, "released": False},
