@@ -84,7 +84,7 @@ async def violations(fleet: RackFleet, watch: StoreWatch, load: Load, sampler: V
     for sandbox_id, sandbox in listed.items():
         promise = load.promises.get(sandbox_id)
         if promise is not None and promise.kind is Kind.REAL and sandbox.phase is Phase.RUNNING:
-            tokens = await load.tokens(sandbox_id)
+            tokens = await _first_tokens(load, sandbox_id)
             load.tokens_seen |= set(tokens)
             if len(tokens) != 1:
                 found.append(f"{sandbox_id} on {sandbox.host_id}: its agent has started {len(tokens)} times")
@@ -98,6 +98,14 @@ async def leftovers(watch: StoreWatch, load: Load) -> list[str]:
     found += [f"{one}: its assignment is left" for one in snapshot.assignments]
     found += [f"{one.host_id}: {one} is left" for one in snapshot.reservations.values() if one.sandboxes]
     return found + [f"{one}: its VM is left" for one in running_vms() if one in load.promises]
+
+
+async def _first_tokens(load: Load, sandbox_id: SandboxId) -> list[bytes]:
+    """What its agent has printed at its start, once it has: it runs before that is here."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while not (tokens := await load.tokens(sandbox_id)) and time.monotonic() < deadline:
+        await asyncio.sleep(LOOK_S)
+    return tokens
 
 
 def _unsettled(load: Load, listed: Mapping[SandboxId, Sandbox]) -> list[str]:

@@ -81,9 +81,13 @@ class Load:
             # An earlier try was done and not answered.
             return
 
-    async def ask_meanwhile(self, asked: set[SandboxId], clients: Callable[[], Client], pause_s: float) -> None:
-        """Creates simulated sandboxes one after the other, into `asked` as they are acknowledged, until cancelled or ASKED_MAX."""
+    async def ask_meanwhile(
+        self, asked: set[SandboxId], clients: Callable[[], Client], pause_s: float, enough: asyncio.Event
+    ) -> None:
+        """Creates simulated sandboxes one after the other, into `asked` as they are acknowledged, until `enough` or ASKED_MAX."""
         for _ in range(ASKED_MAX):
+            if enough.is_set():
+                return
             asked.add(await self.create(Kind.SIMULATED, clients()))
             await asyncio.sleep(pause_s)
 

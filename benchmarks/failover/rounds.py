@@ -95,10 +95,11 @@ async def run_rounds(
 
 async def _run_round(scene: Scene, number: int, name: str, sampler: VmSampler) -> Round:
     began_s = time.monotonic()
-    asking = asyncio.create_task(_ask(scene))
+    scene.unanswered.append(asyncio.create_task(_ask(scene)))
     report = await FAULTS[name](scene)
     await _mend(scene.fleet)
-    await asking
+    await asyncio.gather(*scene.unanswered)
+    scene.unanswered.clear()
     problems = [*await settle(scene.load), *await violations(scene.fleet, scene.watch, scene.load, sampler)]
     return Round(number, name, report, round(time.monotonic() - began_s, 1), tuple(problems))
 
