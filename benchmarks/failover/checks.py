@@ -103,9 +103,11 @@ async def leftovers(watch: StoreWatch, load: Load) -> list[str]:
 async def _first_tokens(load: Load, sandbox_id: SandboxId) -> list[bytes]:
     """What its agent has printed at its start, once it has: it runs before that is here."""
     deadline = time.monotonic() + SETTLE_TIMEOUT_S
-    while not (tokens := await load.tokens(sandbox_id)) and time.monotonic() < deadline:
+    while True:
+        tokens = await load.tokens(sandbox_id)
+        if tokens or time.monotonic() > deadline:
+            return tokens
         await asyncio.sleep(LOOK_S)
-    return tokens
 
 
 def _unsettled(load: Load, listed: Mapping[SandboxId, Sandbox]) -> list[str]:
