@@ -27,6 +27,7 @@ from fleet.certificates import inspect_files
 from fleet.config import load_config
 from fleet.errors import BedplateError, InvalidSpecError
 from fleet.identity import Role, TlsFiles
+from fleet.model.ids import Tenant
 from fleet.model.scheduler import SchedulerRecord
 from fleet.revocation import Revocations
 from fleet.server import STOP_GRACE_S, start_open_server, start_server
@@ -57,6 +58,7 @@ from scheduler.api.secret_values import SecretService
 from scheduler.api.usage import UsageService
 from scheduler.cycle import Cycle
 from scheduler.issuer import EnrolmentConfig, Issuer
+from scheduler.placement.settings import Settings
 from scheduler.placement.weights import Weights
 from scheduler.presence import Presence
 from scheduler.quotas import Quotas
@@ -90,6 +92,9 @@ _EPILOG = """example of a configuration:
 
   [weights]                      # of placement, see docs/placement.md
   fragmentation = 100
+
+  [fairness]                     # a tenant that is due twice what others are
+  lab = 2
 """
 
 log = structlog.get_logger()
@@ -107,6 +112,11 @@ class Config:
     enrolment: EnrolmentConfig | None = None
     limits: Quotas = field(default_factory=Quotas)
     weights: Weights = field(default_factory=Weights)
+    fairness: dict[str, int] = field(default_factory=dict)
+
+    def settings(self) -> Settings:
+        """What decisions depend on."""
+        return Settings(self.weights, tuple((Tenant(name), due) for name, due in sorted(self.fairness.items())))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,7 +147,7 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     A store that is away, at the start too, is waited for: until then calls answer UNAVAILABLE.
     """
     mirror = Mirror(store, ROOT)
-    state = FleetState(mirror, config.weights)
+    state = FleetState(mirror, config.settings())
     channels = HostChannels(config.tls)
     election = Election(store, LEADER, config.name, LEADER_TTL_S, time.monotonic)
     election.on_won(mirror.wake)
@@ -255,6 +265,10 @@ def _load(path: Path) -> Config:
         raise InvalidSpecError("certificate_unusable", message, next_step, field="tls.certificate")
     if config.enrolment is not None:
         config.enrolment.check(config.tls)
+    for tenant, due in config.fairness.items():
+        if due < 1:
+            message = f"{due} is less than 1 ({path})"
+            raise InvalidSpecError("config_invalid", message, "write 1 or more", field=f"fairness.{tenant}")
     if not config.etcd:
         raise InvalidSpecError("config_invalid", f"it is empty ({path})", 'name at least one "ip:port"', field="etcd")
     return config

@@ -7,7 +7,7 @@ from importlib import metadata
 
 from fleet.codec import encode
 from fleet.model.cycle import Decision
-from scheduler.placement.weights import Weights
+from scheduler.placement.settings import Settings
 
 
 def digest_of(decisions: Sequence[Decision]) -> str:
@@ -25,9 +25,9 @@ def seed_of(cycle: str) -> int:
 
 
 @functools.cache
-def settings_digest(weights: Weights) -> str:
+def settings_digest(settings: Settings) -> str:
     """One for each setting that decisions depend on."""
-    return hashlib.sha256(repr(weights).encode()).hexdigest()
+    return hashlib.sha256(repr(settings).encode()).hexdigest()
 
 
 @functools.cache

@@ -61,7 +61,7 @@ class Planning(Step):
         started = time.monotonic()
         cycle = f"{self._term:x}-{self._count}"
         cluster = self._state.cluster(look.now_ms)
-        made = plan(snapshot, cluster, waiting, now_ms=look.now_ms, seed=seed_of(cycle))
+        made = plan(snapshot, cluster, waiting, now_ms=look.now_ms, seed=seed_of(cycle), settings=self._state.settings)
         if is_full:
             pause_s = BACKLOG_PAUSE * (time.monotonic() - started) if made.is_whole else 0.0
             self._next_full_s = self._clock() + pause_s
@@ -130,7 +130,7 @@ class Planning(Step):
             now_ms=look.now_ms,
             seed=seed_of(cycle),
             version=version(),
-            settings_digest=settings_digest(self._state.weights),
+            settings_digest=settings_digest(self._state.settings),
             input_digest=look.snapshot.digest,
             submitted=tuple(one.sandbox_id for one in submitted),
             decisions=made.decisions,

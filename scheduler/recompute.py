@@ -20,8 +20,8 @@ from scheduler.contents import snapshot_of
 from scheduler.decisions import digest_of, settings_digest, version
 from scheduler.placement.explanation import Explanation
 from scheduler.placement.plan import explain_turn, plan
+from scheduler.placement.settings import Settings
 from scheduler.placement.upkeep import cluster_of
-from scheduler.placement.weights import Weights
 
 # What was accepted with a decision was written within milliseconds of it.
 SUBMITTED_TIMEOUT_S = 5.0
@@ -36,7 +36,7 @@ class Recomputed:
     explanation: Explanation | None
 
 
-async def recompute(store: Store, cycle: str, sandbox_id: SandboxId, weights: Weights) -> Recomputed:
+async def recompute(store: Store, cycle: str, sandbox_id: SandboxId, settings: Settings) -> Recomputed:
     """Decides a cycle again and explains one sandbox's part of it.
 
     Raises NotFoundError `cycle_unknown`, `history_compacted` or `submission_unwritten` when what that takes is gone, and
@@ -50,7 +50,7 @@ async def recompute(store: Store, cycle: str, sandbox_id: SandboxId, weights: We
         message = f"the store's history at revision {record.revision}, of decision {cycle}, is compacted"
         raise NotFoundError("history_compacted", message, "see docs/operator.md on how long etcd keeps it") from error
     # Pure, and seconds long for a large fleet: the event loop goes on meanwhile.
-    return await asyncio.to_thread(_decide_again, record, listing, submitted, sandbox_id, weights)
+    return await asyncio.to_thread(_decide_again, record, listing, submitted, sandbox_id, settings)
 
 
 async def _record(store: Store, cycle: str) -> CycleRecord:
@@ -91,15 +91,15 @@ async def _submitted(store: Store, record: CycleRecord) -> list[SandboxRecord]:
 
 
 def _decide_again(
-    record: CycleRecord, listing: Listing, submitted: Sequence[SandboxRecord], sandbox_id: SandboxId, weights: Weights
+    record: CycleRecord, listing: Listing, submitted: Sequence[SandboxRecord], sandbox_id: SandboxId, settings: Settings
 ) -> Recomputed:
     snapshot = snapshot_of(listing.entries, record.revision)
-    cluster = cluster_of(snapshot, record.now_ms, weights)
+    cluster = cluster_of(snapshot, record.now_ms, settings.weights)
     waiting = [*(snapshot.pending() if record.is_full else ()), *submitted]
-    made = plan(snapshot, cluster, waiting, now_ms=record.now_ms, seed=record.seed)
+    made = plan(snapshot, cluster, waiting, now_ms=record.now_ms, seed=record.seed, settings=settings)
     checks = (
         RecordCheck("version", record.version, version()),
-        RecordCheck("settings", record.settings_digest, settings_digest(weights)),
+        RecordCheck("settings", record.settings_digest, settings_digest(settings)),
         RecordCheck("input", record.input_digest, snapshot.digest),
         RecordCheck("record", record.decisions_digest, digest_of(record.decisions)),
         RecordCheck("decisions", record.decisions_digest, digest_of(made.decisions)),

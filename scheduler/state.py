@@ -7,9 +7,9 @@ from fleet.model.ids import HostId, SandboxId
 from fleet.store.mirror import Changes, Mirror
 from scheduler.contents import Contents, Written
 from scheduler.placement.cluster import Cluster
+from scheduler.placement.settings import Settings
 from scheduler.placement.snapshot import Snapshot
 from scheduler.placement.upkeep import ClusterUpkeep
-from scheduler.placement.weights import Weights
 
 # A write is in the mirror within milliseconds; longer than this, and the caller is told instead of left waiting.
 SEEN_TIMEOUT_S = 5.0
@@ -21,11 +21,11 @@ class FleetState:
     A snapshot is a view that moves on with the store: read it without awaiting in between, or take a new one afterwards.
     """
 
-    def __init__(self, mirror: Mirror, weights: Weights | None = None) -> None:
+    def __init__(self, mirror: Mirror, settings: Settings | None = None) -> None:
         self._mirror = mirror
         self.written = Written()
-        self.weights = weights or Weights()
-        self._upkeep = ClusterUpkeep(self.weights)
+        self.settings = settings or Settings()
+        self._upkeep = ClusterUpkeep(self.settings.weights)
         self._contents = Contents(self.written, self._upkeep)
         mirror.on_change(self._follow)
 

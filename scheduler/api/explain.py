@@ -49,7 +49,7 @@ class ExplainService(explain_pb2_grpc.ExplainServiceServicer):
         told = _decided(snapshot, record)
         if request.recompute:
             async with self._gate:
-                found = await recompute(self._store, told.cycle, record.sandbox_id, self._state.weights)
+                found = await recompute(self._store, told.cycle, record.sandbox_id, self._state.settings)
             told = replace(told, is_then=True, checks=found.checks, revision=found.record.revision)
             told = _with(told, found.explanation) if found.explanation is not None else told
         else:

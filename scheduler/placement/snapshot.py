@@ -117,7 +117,8 @@ class Sums:
     """What follows from a snapshot's parts, kept up with each change of one: no look at it costs more for more sandboxes.
 
     `pending` are the sandboxes that wait for room; `misreserved` are the hosts whose reservation is not the sum it must be;
-    `uncharged` are those whose meter is newer than what of it was charged; `device_hosts` have GPUs.
+    `uncharged` are those whose meter is newer than what of it was charged; `device_hosts` have GPUs; `capacity` is
+    what all registered hosts can sell.
     """
 
     def __init__(self) -> None:
@@ -128,6 +129,8 @@ class Sums:
         self.records_of: dict[Tenant, int] = {}
         self.resources_of: dict[Resources, int] = {}
         self.device_hosts: set[HostId] = set()
+        self.capacity = Amounts()
+        self._sold: dict[HostId, Amounts] = {}
         self.children: dict[SandboxId, set[SandboxId]] = {}
         self.pending: set[SandboxId] = set()
         self.misreserved: set[HostId] = set()
@@ -184,6 +187,9 @@ class Sums:
         nothing = Reservation(host_id)
         host = snapshot.hosts.get(host_id)
         _member(self.device_hosts, host_id, is_in=host is not None and bool(host.gpus))
+        sold = _sellable(host) if host is not None else Amounts()
+        self.capacity = _exchange(self.capacity, self._sold.get(host_id, Amounts()), sold)
+        _keep(self._sold, host_id, sold, is_empty=host is None)
         said, true = snapshot.reservations.get(host_id, nothing), self.reserved_by_host.get(host_id, nothing)
         _member(self.misreserved, host_id, is_in=said != true and host_id not in snapshot.opaque_hosts)
 
@@ -282,6 +288,24 @@ def _merge(one: tuple[GpuShare, ...], other: tuple[GpuShare, ...], sign: int) ->
     for share in other:
         millis[share.device_id] = millis.get(share.device_id, 0) + sign * share.milli
     return tuple(GpuShare(device_id, milli) for device_id, milli in sorted(millis.items()) if milli)
+
+
+def _sellable(host: HostRecord) -> Amounts:
+    capacity = host.capacity
+    vcpus = capacity.vcpus * host.vcpu_overcommit_milli // 1000
+    return Amounts(vcpus, capacity.memory_mib, capacity.disk_mib, 1000 * len(host.gpus), capacity.sandboxes)
+
+
+def _exchange(total: Amounts, old: Amounts, new: Amounts) -> Amounts:
+    if old == new:
+        return total
+    return Amounts(
+        total.vcpus - old.vcpus + new.vcpus,
+        total.memory_mib - old.memory_mib + new.memory_mib,
+        total.disk_mib - old.disk_mib + new.disk_mib,
+        total.gpu_milli - old.gpu_milli + new.gpu_milli,
+        total.sandboxes - old.sandboxes + new.sandboxes,
+    )
 
 
 def _add_amounts(held: Amounts, change: Reservation) -> Amounts:

@@ -1,5 +1,8 @@
 """What a pending sandbox asks of the cluster, from its record and what the snapshot says of it. PURE."""
 
+from collections.abc import Hashable
+from dataclasses import dataclass
+
 from fleet.model.assignment import Assignment
 from fleet.model.ids import NO_HOST, NO_SANDBOX, HostId
 from fleet.model.sandbox import ImageRef, SandboxRecord
@@ -35,6 +38,26 @@ def wish_of(snapshot: Snapshot, record: SandboxRecord) -> Wish:
         avoid_hosts=frozenset(snapshot.remains_of(record.sandbox_id)) if known is None else frozenset(),
         pinned_host=known.host_id if known is not None else NO_HOST,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one waiting sandbox asks of the cluster; `known` is the order whose host has its disk, for a further run."""
+
+    record: SandboxRecord
+    known: Assignment | None
+    demand: Demand
+    wish: Wish
+
+    @property
+    def wants(self) -> Hashable:
+        """All that filters look at; a further run has a room of its own to wait for, so it wants what nobody else does."""
+        return (self.demand, self.wish.avoid_hosts) if self.known is None else self.record.sandbox_id
+
+
+def ask_of(snapshot: Snapshot, record: SandboxRecord) -> Ask:
+    """What `record` asks for, by what the snapshot says of it."""
+    return Ask(record, resumed(snapshot, record), demand_for(snapshot, record), wish_of(snapshot, record))
 
 
 def held_by(snapshot: Snapshot, assignment: Assignment) -> Share:

@@ -196,7 +196,7 @@ def test_wrong_reservations_are_repaired() -> None:
 
 def test_impossible_wishes_cost_a_plan_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenant that wants a hundred different impossible things gets its share of a plan; another's wish is met in the same."""
-    monkeypatch.setattr("scheduler.placement.plan.LOOKS_MAX", 40)
+    monkeypatch.setattr("scheduler.placement.turns.LOOKS_MAX", 40)
     carriers = [host(f"host-{number}") for number in range(4)]
     greedy = [
         record(number, spec=spec(number, resources=Resources(1, 400_000 + number, 1024))) for number in range(100)
