@@ -98,10 +98,11 @@ class Sourcing:
                 await self.tell(tenant, digest)
 
     async def _fetch(self, tenant: Tenant, digest: Digest) -> None:
+        peers = await self._peers(tenant, digest)
         error: BedplateError = NotFoundError(
-            "source_unknown", f"no host that is alive has source {digest}", "submit it again: mb up sends it anew"
+            "source_unknown", f"no other host has source {digest}", "submit it again: mb up sends it anew"
         )
-        for peer in await self._peers(tenant, digest):
+        for peer in peers:
             try:
                 await self._fetch_from(peer, tenant, digest)
             except BedplateError as failure:
@@ -115,15 +116,17 @@ class Sourcing:
         raise error
 
     async def _peers(self, tenant: Tenant, digest: Digest) -> list[HostRecord]:
-        """The hosts that say they hold the source and are alive."""
+        """The hosts that say they hold the source, the live ones first: one that is cut off from the store may answer here."""
         listing = await self._store.list_prefix(source_hosts(tenant, digest_hex(digest)))
         names = [HostId(entry.key.rsplit("/", 1)[-1]) for entry in listing.entries]
-        peers = []
+        alive: list[HostRecord] = []
+        away: list[HostRecord] = []
         for host_id in names:
             record = await self._store.get(host_key(host_id))
-            if host_id != self._host_id and record and await self._store.get(alive_key(host_id)):
-                peers.append(decode(HostRecord, record.value))
-        return peers
+            if host_id != self._host_id and record:
+                is_alive = await self._store.get(alive_key(host_id)) is not None
+                (alive if is_alive else away).append(decode(HostRecord, record.value))
+        return [*alive, *away]
 
     async def _fetch_from(self, peer: HostRecord, tenant: Tenant, digest: Digest) -> None:
         request = content_pb2.FetchSourceRequest(tenant=tenant, digest=digest)

@@ -40,6 +40,7 @@ from fleet.store.revoked import follow_revocations
 from fleet.telemetry import configure_logging
 from scheduler.api.channels import HostChannels
 from scheduler.api.content import ContentService
+from scheduler.api.copies import SourceCopies
 from scheduler.api.creations import Creations
 from scheduler.api.enrolment import EnrolmentService, JoinService
 from scheduler.api.events import EventService
@@ -163,7 +164,8 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
     issuer = Issuer(config.enrolment, config.tls, _now) if config.enrolment else None
     enrolment = EnrolmentService(store, Revoker(store, state, _now_ms), config.tls, issuer, _now_ms)
 
-    served = _Served(store, state, channels, writes, creations, enrolment)
+    copies = SourceCopies(state, channels)
+    served = _Served(store, state, channels, writes, creations, enrolment, copies)
     register = partial(_add_services, served)
     server, port = await start_server(config.listen, config.tls, PERMISSIONS, register, revocations, servicer=health)
     address = f"{config.listen.rpartition(':')[0]}:{port}"
@@ -174,7 +176,7 @@ async def serve(config: Config, store: Store, stop: asyncio.Event) -> None:
         joining = await _start_joining(config, store, issuer)
         async with asyncio.TaskGroup() as parts:
             leading = [parts.create_task(part.run()) for part in (cycle, election)]
-            running = [parts.create_task(part.run()) for part in (mirror, report, presence)]
+            running = [parts.create_task(part.run()) for part in (mirror, report, presence, copies)]
             running.append(parts.create_task(follow_revocations(store, revocations)))
             await stop.wait()
             # Another leads while calls here still end.
@@ -203,6 +205,7 @@ class _Served:
     writes: WriteLimit
     creations: Creations
     enrolment: EnrolmentService
+    copies: SourceCopies
 
 
 def _add_services(served: _Served, server: grpc.aio.Server) -> None:
@@ -216,7 +219,7 @@ def _add_services(served: _Served, server: grpc.aio.Server) -> None:
     sandbox_grpc.add_UsageServiceServicer_to_server(UsageService(state, channels), server)
     explain_pb2_grpc.add_ExplainServiceServicer_to_server(ExplainService(store, state, _now_ms), server)
     event_pb2_grpc.add_EventServiceServicer_to_server(EventService(store, state, channels), server)
-    content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels), server)
+    content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels, served.copies), server)
     host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)
     enrolment_grpc.add_EnrolmentServiceServicer_to_server(served.enrolment, server)
 

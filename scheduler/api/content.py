@@ -16,6 +16,7 @@ from fleet.model.ids import Digest, HostId, Tenant, is_digest
 from fleet.rpc import CHUNK_BYTES
 from scheduler.api.access import find_sandbox, tenant_of
 from scheduler.api.channels import HostChannels
+from scheduler.api.copies import SourceCopies
 from scheduler.api.relay import IDLE_S, TRANSFER_S, Slots, calling, relay
 from scheduler.placement.snapshot import Snapshot, free_of
 from scheduler.state import FleetState
@@ -29,14 +30,16 @@ REGISTERED_TIMEOUT_S = 10.0
 class ContentService(content_pb2_grpc.ContentServiceServicer):
     """Relays of content."""
 
-    def __init__(self, state: FleetState, channels: HostChannels) -> None:
+    def __init__(self, state: FleetState, channels: HostChannels, copies: SourceCopies) -> None:
         self._state = state
         self._channels = channels
+        self._copies = copies
         self._uploads, self._downloads = Slots("uploads", UPLOADS_MAX), Slots("downloads", DOWNLOADS_MAX)
 
     async def HasSource(self, request: Any, context: Any) -> Any:  # noqa: N802 (the stub's names)
         """Whether a live host holds the source."""
         tenant, digest = _check_source(caller_of(context), request)
+        self._copies.want(tenant, digest)
         return content_pb2.HasSourceResponse(is_held=bool(live_holders(self._state.fresh(), tenant, digest)))
 
     async def UploadSource(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:  # noqa: N802
@@ -57,6 +60,7 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
             finally:
                 call.cancel()
         await self._registered(tenant, digest, host_id)
+        self._copies.want(tenant, digest)
         return response
 
     async def FetchSource(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
