@@ -13,7 +13,6 @@ from fleet.model.sandbox import Affinity, ImageRef, Label, NetworkMode
 from scheduler.placement.cluster import Choice, Cluster
 from scheduler.placement.demand import DEVICE_MILLI, Demand, Shape, Wish, shape_of
 from scheduler.placement.hosts import HostView, Share
-from scheduler.placement.refusals import FILTERS
 from scheduler.placement.rows import held_digest
 from tests.unit.scheduler.build import BASE, DEMO, OTHER, SOURCE, host
 
@@ -257,24 +256,3 @@ def test_what_is_reserved_is_as_good_as_taken(fleet: list[HostView], demand: Dem
         [replace(view, reserved=reservation) if view.record.host_id == choice.host_id else view for view in fleet], []
     )
     assert taken.choose(demand, wish) == reserved.choose(demand, wish)
-
-
-def test_every_filter_is_named_once() -> None:
-    """The documented order, which decides under which reason a host is counted."""
-    assert [one.code for one in FILTERS] == [
-        "readable",
-        "alive",
-        "cordoned",
-        "backing_off",
-        "leaving",
-        "taints",
-        "labels",
-        "network_mode",
-        "image",
-        "sandboxes",
-        "vcpu",
-        "memory",
-        "disk",
-        "gpu_model",
-        "gpu",
-    ]

@@ -20,7 +20,6 @@ from fleet.model.sandbox import (
     SandboxSpec,
 )
 from scheduler.commit import is_news
-from scheduler.placement.filters import Candidate, first_excluding
 from scheduler.placement.snapshot import Snapshot, free_of, repairs, reserved, set_aside, share_of
 from tests.unit.scheduler.build import (
     BASE,
@@ -36,6 +35,7 @@ from tests.unit.scheduler.build import (
     spec,
     status,
 )
+from tests.unit.scheduler.oracle import Candidate, excluding_codes
 
 OTHER_DIGEST = Digest("sha256:" + "c" * 64)
 LABELS = (Label("disk", "nvme"), Label("zone", "a"))
@@ -172,7 +172,7 @@ def test_every_placement_passes_every_filter(seen: Snapshot) -> None:
     for order in made.assignments:
         landed = after[order.host_id]
         wanted = looks_for(seen, seen.records[order.sandbox_id])
-        assert first_excluding(wanted, freed(share_of(order), landed)) is None
+        assert excluding_codes(wanted, freed(share_of(order), landed)) == []
         assert order.image_digest in [image.digest for image in landed.record.images]
 
 
@@ -198,7 +198,7 @@ def test_a_refusal_is_necessary(seen: Snapshot) -> None:
         if known is not None:
             held = set_aside(known, seen.status_of(known))
             able = [freed(held, left[known.host_id])]
-        assert all(first_excluding(looks_for(seen, wish), one) is not None for one in able)
+        assert all(excluding_codes(looks_for(seen, wish), one) for one in able)
         assert refusal.hosts_considered == len(able) == sum(reason.hosts for reason in refusal.reasons)
 
 
