@@ -10,7 +10,7 @@ from fleet.codec import decode, encode
 from fleet.errors import BedplateError, InvalidSpecError
 from fleet.model.host import Accelerator
 from fleet.model.ids import HostId, SandboxId
-from fleet.model.sandbox import Goal, Phase, SandboxStatus, StageName
+from fleet.model.sandbox import Goal, Phase, SandboxStatus
 from fleet.store.keyspace import host_statuses, status_key
 from fleet.store.lease import Pause
 from fleet.store.port import Delete, KeyValue, Put, Store, Unmoved, Write
@@ -122,16 +122,19 @@ class Publisher:
     def _render(self, sandbox_id: SandboxId) -> SandboxStatus:
         order, progress = self._orders.orders[sandbox_id], self._orders.progress.get(sandbox_id)
         released, now_ms = self._reconciler.is_released(sandbox_id), self._now_ms()
+        told, placement = (self._published or {}).get(sandbox_id), max(1, order.placement)
         if progress is None:
-            released = released and order.goal is Goal.REMOVE
-            phase = Phase.REMOVED if released else Phase.REMOVING
+            is_gone = released and order.goal is Goal.REMOVE
+            phase = Phase.REMOVED if is_gone else Phase.REMOVING
+            released = is_gone or _was_released(told, order.run, placement)
             gone = SandboxStatus(sandbox_id, self._host_id, order.generation, phase, released=released, at_ms=now_ms)
-            return replace(gone, run=order.run, placement=max(1, order.placement))
+            return replace(gone, run=order.run, placement=placement)
+        run = current_run(progress, order)
         status = render_status(
             order,
             progress,
             accelerator=self._accelerator,
-            is_released=released and is_over(current_run(progress, order), order.goal),
+            is_released=(released and is_over(run, order.goal)) or _was_released(told, run.run, placement),
             now_ms=now_ms,
         )
         trouble = self._reconciler.trouble(sandbox_id)
@@ -139,6 +142,11 @@ class Publisher:
 
     def _key(self, sandbox_id: SandboxId) -> str:
         return status_key(self._host_id, sandbox_id)
+
+
+def _was_released(told: SandboxStatus | None, run: int, placement: int) -> bool:
+    """Whether this run was told to be released: that stays true, also while a worker takes its disk away."""
+    return told is not None and told.released and (told.run, told.placement) == (run, placement)
 
 
 def _id_of(entry: KeyValue) -> SandboxId:

@@ -229,7 +229,10 @@ class Reconciler:
 
     def _is_down(self, sandbox_id: SandboxId, observed: Observed) -> bool:
         desired = self._desired(sandbox_id)
-        has_kept_disk = desired is not None and keeps_disk(desired.progress, desired.order.goal)
+        # What is being removed has its disk until it is gone; its vCPUs and memory are free before, and stay so.
+        has_kept_disk = desired is not None and (
+            desired.order.goal is Goal.REMOVE or keeps_disk(desired.progress, desired.order.goal)
+        )
         return is_released(observed, sandbox_id, has_kept_disk=has_kept_disk)
 
     def _note_stop(self, order: Assignment) -> None:

@@ -12,7 +12,7 @@ from fleet.model.assignment import Assignment, GpuShare, Refusal
 from fleet.model.budget import Balance, Budget, Charged, Meter, Prices
 from fleet.model.host import Capacity, HostCordon, HostLosses, HostRecord, Reservation
 from fleet.model.ids import NO_SANDBOX, Digest, HostId, SandboxId, Tenant
-from fleet.model.sandbox import ENDED_PHASES, Amounts, Goal, Phase, Resources, SandboxRecord, SandboxStatus
+from fleet.model.sandbox import ENDED_PHASES, Amounts, Goal, Phase, Resources, SandboxRecord, SandboxStatus, StageName
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -209,16 +209,20 @@ def share_of(assignment: Assignment) -> Reservation:
 
 
 def set_aside(assignment: Assignment, status: SandboxStatus | None) -> Reservation:
-    """What one assignment sets aside by what its host says: all, or a stopped sandbox's disk and place, or nothing.
+    """What one assignment sets aside by what its host says: all, or a stopped or leaving sandbox's disk and place, or nothing.
 
     A status of an earlier run says nothing about the run that is ordered, and what starts or runs has released nothing.
     """
     is_over = status is not None and status.phase in (*ENDED_PHASES, Phase.REMOVING) and status.released
     if status is None or not is_over or status.run < assignment.run or not _is_of(status, assignment):
         return share_of(assignment)
-    if status.phase is Phase.STOPPED:
+    if status.phase is Phase.STOPPED or (status.phase is Phase.REMOVING and _has_kept_disk(status)):
         return Reservation(assignment.host_id, disk_mib=assignment.spec.resources.disk_mib, sandboxes=1)
     return Reservation(assignment.host_id)
+
+
+def _has_kept_disk(status: SandboxStatus) -> bool:
+    return any(stage.name == StageName.DISK_KEPT for stage in status.stages)
 
 
 def add(reservation: Reservation, share: Reservation) -> Reservation:
