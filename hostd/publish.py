@@ -10,7 +10,7 @@ from fleet.codec import decode, encode
 from fleet.errors import BedplateError, InvalidSpecError
 from fleet.model.host import Accelerator
 from fleet.model.ids import HostId, SandboxId
-from fleet.model.sandbox import Goal, Phase, SandboxStatus
+from fleet.model.sandbox import Goal, Phase, SandboxStatus, StageName
 from fleet.store.keyspace import host_statuses, status_key
 from fleet.store.lease import Pause
 from fleet.store.port import Delete, KeyValue, Put, Store, Unmoved, Write

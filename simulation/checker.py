@@ -13,7 +13,7 @@ from fleet.model.host import Capacity, Reservation
 from fleet.model.ids import HostId, SandboxId
 from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, SandboxRecord, SandboxStatus, StageName
 from fleet.store import keyspace
-from fleet.store.port import Delete, KeyValue, Put, Unmoved, Write
+from fleet.store.port import Delete, KeyValue, Put, Write
 from hostd.drivers.simulated import SimulatedHypervisor
 from hostd.reconcile.state import DomainState
 
@@ -70,9 +70,7 @@ class Checker:
         if self.found is None:
             self.found = ViolationError(invariant, message)
 
-    def committed(
-        self, who: str, conditions: Sequence[Unmoved], writes: Sequence[Write], leader: KeyValue | None
-    ) -> None:
+    def committed(self, who: str, writes: Sequence[Write], leader: KeyValue | None) -> None:
         """A transaction of `who` took effect while `leader` was the leader's key."""
         keys = [write.key for write in writes]
         self._tell(f"{who} wrote {' '.join(key.removeprefix(keyspace.ROOT) for key in keys[:6])}")
@@ -117,9 +115,7 @@ class Checker:
         self.orders[key] = order
         if order.goal is Goal.RUN:
             self.facts[key[1]].ordered.add((order.placement, order.run))
-            others = [
-                (host, one) for (host, id_), one in self.orders.items() if id_ == key[1] and host != key[0]
-            ]
+            others = [(host, one) for (host, id_), one in self.orders.items() if id_ == key[1] and host != key[0]]
             for host, one in others:
                 if one.goal is Goal.RUN:
                     self.violate("two_orders", f"{who}: {sandbox_id} is ordered to run on {host} and on {host_id}")
@@ -144,7 +140,7 @@ class Checker:
         if status.released and status.phase is not Phase.REMOVED and host_id in self.running[key[1]]:
             self.violate("released_running", f"{host_id} says that {sandbox_id} is released, and its domain runs")
 
-    def _take_reservation(self, who: str, write: Write) -> None:
+    def _take_reservation(self, _who: str, write: Write) -> None:
         host_id = HostId(write.key.rsplit("/", 1)[1])
         if isinstance(write, Put):
             self.reservations[host_id] = decode(Reservation, write.value)

@@ -26,7 +26,7 @@ from simulation.mutants import MUTANTS, apply_mutant
 from simulation.world import Outcome, Papers, Settings, World
 
 # tmpfs: what hostd syncs to its disk costs nothing there.
-FOLDER = "/dev/shm"  # noqa: S108
+FOLDER = "/dev/shm"
 
 _EPILOG = """examples:
   ./dev simulate --seeds 100
@@ -106,10 +106,9 @@ def shrink(task: Task, outcome: Outcome) -> Outcome:
             fewer = best.faults[:start] + best.faults[start + size :]
             with pool_of(1) as pool:
                 tried = pool.apply(run_seed, [replace(task, faults=fewer)])
-            if tried.violation is not None and best.violation is not None:
-                if tried.violation.invariant == best.violation.invariant:
-                    best = tried
-                    continue
+            if tried.invariant == best.invariant:
+                best = tried
+                continue
             start += size
         size //= 2
     return best

@@ -58,7 +58,7 @@ class SimulatedImages:
         """Its files."""
         return BootFiles(digest, "/k", "/i", "/r", "")
 
-    async def list_images(self, named: object = frozenset()) -> tuple[HostImage, ...]:
+    async def list_images(self, _named: object = frozenset()) -> tuple[HostImage, ...]:
         """What may be asked for by name."""
         return (HostImage("base:latest", IMAGE),)
 
@@ -66,7 +66,7 @@ class SimulatedImages:
 class NoSources:
     """No host holds any source."""
 
-    async def ensure_disk(self, tenant: Tenant, digest: Digest) -> str:
+    async def ensure_disk(self, _tenant: Tenant, _digest: Digest) -> str:
         """There is none."""
         raise NotFoundError("source_missing", "there is none", "none")
 
@@ -125,7 +125,9 @@ class Program:
 class SchedulerProgram(Program):
     """A scheduler, put together as scheduler.__main__ does; calls reach it through `sandboxes` and `hosts`."""
 
-    def __init__(self, name: str, loop: VirtualLoop, chance: Random, store: MemoryStore, who: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, loop: VirtualLoop, chance: Random, store: MemoryStore, who: Callable[[], None]
+    ) -> None:
         super().__init__(name, loop, chance)
         self._store, self._who = store, who
         self.sandboxes: SandboxService | None = None

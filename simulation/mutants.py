@@ -1,7 +1,7 @@
 """Seeded bugs: what the checker must see. Each is put into the real parts from outside, in the process of one run.
 
-A checker that finds nothing proves nothing. These are mistakes that one could make: a condition left out, a wait skipped, a word said
-too early. tests/simulation and docs/simulation.md tell after how many seeds each is found.
+A checker that finds nothing proves nothing. These are mistakes that one could make: a condition left out, a wait skipped, a word
+said too early. tests/simulation and docs/simulation.md tell after how many seeds each is found.
 """
 
 from collections.abc import Callable

@@ -15,17 +15,17 @@ from fleet.codec import to_message
 from fleet.errors import BedplateError, ConflictError, InvalidSpecError, NotFoundError
 from fleet.identity import TlsFiles
 from fleet.model.host import Capacity, Reservation
-from fleet.model.ids import HostId, SandboxId, make_sandbox_id
+from fleet.model.ids import SandboxId, make_sandbox_id
 from fleet.model.sandbox import Agent, Goal, Network, NetworkMode, Resources, Restart, SandboxSpec
 from fleet.store import keyspace
 from fleet.store.memory import MemoryStore
-from fleet.store.port import Committed, Delete, Unmoved, Write
+from fleet.store.port import Committed, Unmoved, Write
 from hostd.reconcile.state import DomainState
 from simulation import clocks, machines
 from simulation.checker import HISTORY_SHOWN, Checker, ViolationError
 from simulation.faults import TROUBLED_S, Fault, draw_faults
 from simulation.loop import WORLD, Life, Process, VirtualLoop, current_process
-from simulation.machines import CAPACITY, GUARD_LOOK_S, HostProgram, Program, SchedulerProgram
+from simulation.machines import CAPACITY, HostProgram, Program, SchedulerProgram
 
 # After the last fault: time to wait out a fence, list everything again and place it; then to remove it all.
 QUIET_S = 150.0
@@ -58,6 +58,11 @@ class Outcome:
     history: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def invariant(self) -> str:
+        """The name of what was violated; empty when nothing was."""
+        return self.violation.invariant if self.violation is not None else ""
+
 
 class WatchedStore(MemoryStore):
     """The store, which tells the checker of every write with its writer."""
@@ -71,7 +76,7 @@ class WatchedStore(MemoryStore):
         leader = self._keys.get(keyspace.LEADER)
         committed = await super().transact(conditions, writes)
         if committed.is_committed:
-            self._checker.committed(current_process().name, conditions, writes, leader)
+            self._checker.committed(current_process().name, writes, leader)
         return committed
 
 
@@ -341,9 +346,7 @@ class World:
         restart = chance.choice((Restart.NO, Restart.ON_FAILURE, Restart.ALWAYS))
         agent = Agent("worker", "custom", ("work", sandbox_id, ending), restart=restart, memory_mib=64)
         resources = Resources(chance.choice((1, 1, 2, 4)), chance.choice((256, 512, 1024)), 64)
-        spec = SandboxSpec(
-            f"box-{number}", resources=resources, network=Network(NetworkMode.CLOSED), agents=(agent,)
-        )
+        spec = SandboxSpec(f"box-{number}", resources=resources, network=Network(NetworkMode.CLOSED), agents=(agent,))
         request = service_pb2.CreateSandboxRequest(sandbox_id=sandbox_id, spec=to_message(spec))
         if await self._call(chance, lambda one, caller: one.CreateSandbox(request, caller)):
             self.checker.acknowledged(sandbox_id)
@@ -434,7 +437,7 @@ class World:
                 self._check_refused(sandbox_id)
         for key in self.store._keys:
             if key.startswith((keyspace.STATUSES, keyspace.ASSIGNMENTS)):
-                host_id, sandbox_id = key.split("/")[4:6]
+                sandbox_id = key.rsplit("/", 1)[1]
                 if sandbox_id not in checker.records:
                     raise ViolationError("orphan_key", f"{key} has no record")
 
