@@ -16,8 +16,7 @@ from typing import Any
 
 import structlog
 
-from benchmarks.boot import RESULTS
-from benchmarks.measure import describe_machine
+from benchmarks.measure import describe_machine, keep_result
 from fleet.identity import Role
 from provisioning.embedded.pki import create_pki, tls_files
 from simulation.clocks import real_monotonic
@@ -150,8 +149,7 @@ def _run_all(options: argparse.Namespace, settings: Settings, papers: Papers) ->
     }
     if options.save:
         found["machine"] = describe_machine()
-        path = RESULTS / f"simulation-{options.seeds}-seeds.json"
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        keep_result("simulation", found)
     print(json.dumps(found, indent=2) if options.json else _render(found))
     return 0
 
