@@ -61,6 +61,10 @@ class FleetState:
         await self._mirror.wait_for(revision, SEEN_TIMEOUT_S)
         return self.snapshot()
 
+    async def see(self, key: str) -> None:
+        """Returns when `key` is in the snapshot as the store has it now; raises UnavailableError."""
+        await self._mirror.see(key, SEEN_TIMEOUT_S)
+
     def take_touched(self) -> tuple[set[SandboxId], set[HostId]]:
         """The sandboxes and the hosts about which something may be due since this was asked last."""
         contents = self._contents

@@ -37,6 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("benchmarks.failover", description=__doc__, formatter_class=formatter)
     parser.add_argument("--rounds", type=int, default=10, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of faults and their times (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no round begins after these (%(default)s)")
     parser.add_argument("--real", type=int, default=3, help="hosts whose VMs are real (%(default)s)")
     parser.add_argument("--simulated", type=int, default=3, help="hosts whose VMs are simulated (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=list(FAULTS), help="these faults only")
@@ -58,7 +59,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     named = options.only or [name for name in FAULTS if options.real or name != "kill_hostd"]
     faults = choose_faults(chance, options.rounds, named)
     with running_rack(plan_rack(images_dir, options.real, options.simulated), _tell) as fleet:
-        found = asyncio.run(run_rounds(fleet, chance, faults, _tell_round))
+        found = asyncio.run(run_rounds(fleet, chance, faults, _tell_round, options.minutes * 60))
     violations = [f"round {one['number']}: {text}" for one in found["rounds"] for text in one["problems"]]
     return {
         "machine": describe_machine(),

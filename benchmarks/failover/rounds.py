@@ -14,6 +14,7 @@ from benchmarks.failover.checks import VmSampler, leftovers, settle, violations
 from benchmarks.failover.faults import FAULTS, Report, Scene
 from benchmarks.failover.load import Kind, Load
 from benchmarks.failover.watch import StoreWatch
+from fleet.errors import BedplateError
 from fleet.identity import Role
 from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Goal
@@ -67,14 +68,21 @@ def choose_faults(chance: random.Random, rounds: int, names: Sequence[str] = tup
 
 
 async def run_rounds(
-    fleet: RackFleet, chance: random.Random, faults: Sequence[str], tell: Callable[[Round], None]
+    fleet: RackFleet,
+    chance: random.Random,
+    faults: Sequence[str],
+    tell: Callable[[Round], None],
+    limit_s: float = float("inf"),
 ) -> dict[str, Any]:
-    """Runs a round for each of `faults` on a fleet that is well, then destroys everything; what was found."""
+    """Runs a round for each of `faults` on a fleet that is well, none after `limit_s`, then destroys everything; what was found."""
+    ends_s = time.monotonic() + limit_s
     sampler, rounds = VmSampler(), []
     async with _open_scene(fleet, chance) as scene:
         sampler.start()
         try:
             for number, name in enumerate(faults, 1):
+                if time.monotonic() > ends_s:
+                    break
                 done = await _run_round(scene, number, name, sampler)
                 rounds.append(done)
                 tell(done)
@@ -96,11 +104,16 @@ async def run_rounds(
 async def _run_round(scene: Scene, number: int, name: str, sampler: VmSampler) -> Round:
     began_s = time.monotonic()
     scene.unanswered.append(asyncio.create_task(_ask(scene)))
-    report = await FAULTS[name](scene)
+    report, problems = Report(f"{name}: it did not come to its end"), []
+    try:
+        report = await FAULTS[name](scene)
+    except (BedplateError, TimeoutError) as error:
+        problems.append(f"{name}: {error!r}")
     await _mend(scene.fleet)
-    await asyncio.gather(*scene.unanswered)
+    answers = await asyncio.gather(*scene.unanswered, return_exceptions=True)
+    problems += [f"a request failed: {one!r}" for one in answers if isinstance(one, BaseException)]
     scene.unanswered.clear()
-    problems = [*await settle(scene.load), *await violations(scene.fleet, scene.watch, scene.load, sampler)]
+    problems += [*await settle(scene.load), *await violations(scene.fleet, scene.watch, scene.load, sampler)]
     return Round(number, name, report, round(time.monotonic() - began_s, 1), tuple(problems))
 
 

@@ -77,6 +77,12 @@ class Mirror:
             message = f"the store's revision {revision} was not seen within {timeout_s:.0f} s"
             raise UnavailableError("store_behind", message, "try again") from error
 
+    async def see(self, key: str, timeout_s: float) -> None:
+        """Returns when the mirror has seen `key` as the store has it now; raises UnavailableError."""
+        found = await self._store.get(key)
+        if found is not None:
+            await self.wait_for(found.mod_revision, timeout_s)
+
     async def catch_up(self) -> None:
         """Returns when all that was put under `prefix` before this call is seen; raises StoreUnavailableError."""
         listing = await self._store.list_prefix(self._prefix)

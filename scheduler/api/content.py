@@ -17,6 +17,7 @@ from fleet.rpc import CHUNK_BYTES
 from scheduler.api.access import find_sandbox, tenant_of
 from scheduler.api.channels import HostChannels
 from scheduler.api.copies import SourceCopies
+from scheduler.api.lookup import fresh_with
 from scheduler.api.relay import IDLE_S, TRANSFER_S, Slots, calling, relay
 from scheduler.placement.snapshot import Snapshot, free_of
 from scheduler.state import FleetState
@@ -79,8 +80,9 @@ class ContentService(content_pb2_grpc.ContentServiceServicer):
     async def FetchArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """What came out of a sandbox, from the host that ran it."""
         self._downloads.take(context)
-        snapshot = self._state.fresh()
-        record = find_sandbox(snapshot, caller_of(context), request.sandbox, request.tenant)
+        caller = caller_of(context)
+        snapshot = await fresh_with(self._state, caller, request.sandbox, request.tenant)
+        record = find_sandbox(snapshot, caller, request.sandbox, request.tenant)
         assignment = snapshot.assignment_of(record)
         if assignment is None:
             message = f"sandbox {record.spec.name} has not run, so nothing came out of it"

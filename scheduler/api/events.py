@@ -22,6 +22,7 @@ from fleet.store.keyspace import events_of
 from fleet.store.port import CompactedError, EventKind, KeyValue, Store, StoreUnavailableError
 from scheduler.api.access import find_sandbox, tenant_of
 from scheduler.api.channels import HostChannels
+from scheduler.api.lookup import fresh_with
 from scheduler.api.relay import Slots, calling
 from scheduler.events import ORIGIN, REMOVED, first_seq, read_event
 from scheduler.placement.snapshot import Snapshot
@@ -68,8 +69,10 @@ class EventService(event_pb2_grpc.EventServiceServicer):
     async def ReadEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 (the stub's name)
         """What is there, the oldest first; with follow also what comes, until the one sandbox that was asked for is removed."""
         self._reads.take(context)
-        snapshot = self._state.fresh()
-        asked = find_asked(snapshot, caller_of(context), request)
+        caller, snapshot = caller_of(context), self._state.fresh()
+        if request.sandbox:
+            snapshot = await fresh_with(self._state, caller, request.sandbox, request.tenant)
+        asked = find_asked(snapshot, caller, request)
         reading = _Reading(self._store, self._state, self._channels, asked)
         record = _record_of(snapshot, asked)
         found = await reading.there()

@@ -14,6 +14,7 @@ from fleet.model.ids import HostId
 from fleet.model.sandbox import SandboxRecord
 from scheduler.api.access import find_sandbox
 from scheduler.api.channels import HostChannels
+from scheduler.api.lookup import fresh_with
 from scheduler.api.relay import IDLE_S, Slots, on_behalf_of, relay
 from scheduler.placement.snapshot import Snapshot
 from scheduler.state import FleetState
@@ -38,7 +39,7 @@ class ExecService(service_pb2_grpc.ExecServiceServicer):
         self._execs.take(context)
         caller = caller_of(context)
         opened = await _read_open(request_iterator)
-        snapshot = self._state.fresh()
+        snapshot = await fresh_with(self._state, caller, opened.open.sandbox, opened.open.tenant)
         record = find_sandbox(snapshot, caller, opened.open.sandbox, opened.open.tenant)
         opened.open.sandbox, opened.open.tenant = record.sandbox_id, record.tenant
         host_id = host_of(snapshot, record)

@@ -18,6 +18,7 @@ from fleet.model.ids import NO_HOST, HostId
 from fleet.model.sandbox import SandboxRecord
 from fleet.store.port import Store
 from scheduler.api.access import find_sandbox
+from scheduler.api.lookup import fresh_with
 from scheduler.api.relay import Slots
 from scheduler.placement.explanation import Explanation
 from scheduler.placement.plan import explain_now
@@ -44,7 +45,8 @@ class ExplainService(explain_pb2_grpc.ExplainServiceServicer):
     async def Explain(self, request: Any, context: Any) -> Any:  # noqa: N802 (the stub's name)
         """The chosen host and the runners-up with every term, or what excludes each host and what would make it fit."""
         self._slots.take(context)
-        caller, snapshot = caller_of(context), self._state.fresh()
+        caller = caller_of(context)
+        snapshot = await fresh_with(self._state, caller, request.sandbox, request.tenant)
         record = find_sandbox(snapshot, caller, request.sandbox, request.tenant)
         told = _decided(snapshot, record)
         if request.recompute:

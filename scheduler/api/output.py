@@ -15,6 +15,7 @@ from fleet.model.ids import HostId
 from fleet.model.sandbox import Goal, SandboxRecord
 from scheduler.api.access import find_sandbox
 from scheduler.api.channels import HostChannels
+from scheduler.api.lookup import fresh_with
 from scheduler.api.relay import IDLE_S, Slots, relay
 from scheduler.api.wishes import current_status
 from scheduler.placement.snapshot import Snapshot
@@ -39,7 +40,9 @@ class OutputService(service_pb2_grpc.OutputServiceServicer):
     async def ReadOutput(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 (the stub's name)
         """Chunks from `offset` on; with follow, waits for a host if need be and goes on until nothing can follow."""
         self._reads.take(context)
-        record = find_sandbox(self._state.fresh(), caller_of(context), request.sandbox, request.tenant)
+        caller = caller_of(context)
+        snapshot = await fresh_with(self._state, caller, request.sandbox, request.tenant)
+        record = find_sandbox(snapshot, caller, request.sandbox, request.tenant)
         wanted = service_pb2.ReadOutputRequest(
             sandbox=record.sandbox_id,
             tenant=record.tenant,

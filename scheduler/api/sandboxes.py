@@ -19,6 +19,7 @@ from scheduler.api import wishes
 from scheduler.api.access import find_sandbox, tenant_of
 from scheduler.api.creations import Creations
 from scheduler.api.limits import WriteLimit
+from scheduler.api.lookup import fresh_with
 from scheduler.api.relay import Slots
 from scheduler.api.view import brief, view, view_removed, views_of
 from scheduler.api.wishes import Wish
@@ -66,8 +67,8 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
 
     async def GetSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The sandbox as it is now."""
-        snapshot = self._state.fresh()
-        return to_message(view(find_sandbox(snapshot, caller_of(context), request.sandbox, request.tenant), snapshot))
+        snapshot, record = await self._look_up(request, context)
+        return to_message(view(record, snapshot))
 
     async def ListSandboxes(self, request: Any, context: Any) -> Any:  # noqa: N802
         """A tenant's sandboxes, or every tenant's for an operator who names none; without commands, prompts and env."""
@@ -89,8 +90,7 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
     async def WatchSandbox(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """The sandbox now and after every change; changes that come faster than they are read are seen as one."""
         self._watches.take(context)
-        snapshot = self._state.fresh()
-        record = find_sandbox(snapshot, caller_of(context), request.sandbox, request.tenant)
+        _, record = await self._look_up(request, context)
         last = None
         while True:
             changed = self._state.changed()
@@ -118,9 +118,14 @@ class SandboxService(service_pb2_grpc.SandboxServiceServicer):
         """Begins to remove every trace; the name is free once it is gone."""
         return to_message(await self._change(request, context, wishes.remove, "DestroySandbox"))
 
+    async def _look_up(self, request: Any, context: Any) -> tuple[Snapshot, SandboxRecord]:
+        caller = caller_of(context)
+        snapshot = await fresh_with(self._state, caller, request.sandbox, request.tenant)
+        return snapshot, find_sandbox(snapshot, caller, request.sandbox, request.tenant)
+
     async def _change(self, request: Any, context: Any, wish: Wish, cause: str) -> Sandbox:
         self._writes.take(context)
-        record = find_sandbox(self._state.fresh(), caller_of(context), request.sandbox, request.tenant)
+        _, record = await self._look_up(request, context)
         key = record_key(record.tenant, record.sandbox_id)
         for _ in range(ATTEMPTS_MAX):
             known = await self._store.get(key)

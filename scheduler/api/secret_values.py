@@ -14,6 +14,7 @@ from scheduler.api.access import find_sandbox
 from scheduler.api.channels import HostChannels
 from scheduler.api.execs import host_of
 from scheduler.api.limits import WriteLimit
+from scheduler.api.lookup import fresh_with
 from scheduler.api.relay import CALL_S, calling, on_behalf_of
 from scheduler.state import FleetState
 
@@ -29,7 +30,8 @@ class SecretService(service_pb2_grpc.SecretServiceServicer):
     async def SendSecrets(self, request: Any, context: Any) -> Any:  # noqa: N802 (the stub's name)
         """Answers once the host has the values; sent again, they replace those it has not passed on yet."""
         self._writes.take(context)
-        caller, snapshot = caller_of(context), self._state.fresh()
+        caller = caller_of(context)
+        snapshot = await fresh_with(self._state, caller, request.sandbox, request.tenant)
         record = find_sandbox(snapshot, caller, request.sandbox, request.tenant)
         check_values(record.spec, [(secret.name, len(secret.value)) for secret in request.secrets])
         host_id = host_of(snapshot, record)
