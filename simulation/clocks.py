@@ -22,7 +22,7 @@ class _Present:
 
 
 _present = _Present()
-_real = time.monotonic, time.time_ns, time.clock_gettime, time.time, uuid.uuid4
+_real = time.monotonic, time.time_ns, time.clock_gettime, time.time, uuid.uuid4, time.clock_gettime_ns
 
 
 def _monotonic() -> float:
@@ -35,6 +35,10 @@ def _time_ns() -> int:
 
 def _clock_gettime(clock: int) -> float:
     return _present.monotonic() if _present.monotonic is not None else _real[2](clock)
+
+
+def _clock_gettime_ns(clock: int) -> int:
+    return int(_present.monotonic() * 1000) * 1_000_000 if _present.monotonic is not None else _real[5](clock)
 
 
 def _time() -> float:
@@ -50,6 +54,7 @@ def _uuid4() -> uuid.UUID:
 def install() -> None:
     """Replaces the clocks of this Python process, for good."""
     time.monotonic, time.time_ns, time.clock_gettime, time.time = _monotonic, _time_ns, _clock_gettime, _time
+    time.clock_gettime_ns = _clock_gettime_ns
     uuid.uuid4 = _uuid4
 
 

@@ -186,6 +186,7 @@ class World:
         self._mend()
         loop.run_until(TROUBLED_S + QUIET_S, STEPS_MAX)
         self._check_crashes()
+        self._check_began()
         self._check_quiet()
         loop.spawn(self._clients, self._destroy_all())
         loop.run_until(TROUBLED_S + QUIET_S + REMOVAL_S, STEPS_MAX)
@@ -409,6 +410,11 @@ class World:
             self.checker.facts[sandbox_id].is_destroy_asked = True
             request = service_pb2.GetSandboxRequest(sandbox=sandbox_id)
             await self._call(chance, lambda one, caller, request=request: one.DestroySandbox(request, caller))
+
+    def _check_began(self) -> None:
+        """A fleet in which nothing runs keeps every promise: some agents must have begun."""
+        if not any(fact.starts for fact in self.checker.facts.values()):
+            raise ViolationError("nothing_ran", "no agent of any sandbox has begun")
 
     def _check_crashes(self) -> None:
         for program in self._programs.values():
