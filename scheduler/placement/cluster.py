@@ -14,7 +14,7 @@ import numpy as np
 
 from fleet.model.assignment import GpuShare, RefusalReason
 from fleet.model.ids import Digest, HostId, Tenant
-from scheduler.placement.columns import Hosts
+from scheduler.placement.columns import Change, Hosts
 from scheduler.placement.demand import ANYWHERE, NO_TENANT, Demand, Shape, Wish
 from scheduler.placement.devices import choose_devices, choose_node
 from scheduler.placement.explanation import Explanation, explain
@@ -32,6 +32,8 @@ VOID = "the mark is void: a host has changed since, or it was ended before"
 ROWS_MAX = 256
 # The log of changed hosts; a row that is further behind is made anew, which costs less by then.
 LOG_MAX = 65_536
+# Hosts that may become others, by labels or images, before all rows are made anew.
+ALTERED_MAX = 16_384
 # When more than this part of all hosts has changed, looking at all of them is faster than at those.
 RENEW_PART = 2
 
@@ -59,6 +61,8 @@ class Cluster:
         # Places of changed hosts; `_dropped` earlier ones are not in it any more.
         self._log = np.zeros(LOG_MAX, np.int64)
         self._logged = self._dropped = 0
+        # Places of hosts that are others than before, by labels or images for example.
+        self._altered: list[int] = []
         self._undo: list[tuple[HostId, Share, int]] = []
         self._marks = 0
         self._popularity: tuple[tuple[Shape, int], ...] = DEFAULT_POPULARITY
@@ -70,15 +74,14 @@ class Cluster:
         """Takes up a host as the store has it now; marks set before are void."""
         self._forget_marks()
         before = len(self._hosts)
-        place = self._hosts.put(view)
+        place, change = self._hosts.put(view)
         self._near.put(view)
-        if len(self._hosts) > before:
-            self._rows.clear()
-            return
-        rebased = np.array([place])
-        for row in self._rows.values():
-            row.rebase(rebased)
-        self._note(place)
+        if len(self._hosts) > before or len(self._altered) >= ALTERED_MAX:
+            self._drop_rows()
+        elif change is Change.KIND:
+            self._altered.append(place)
+        if change is not Change.NOTHING:
+            self._note(place)
 
     def remove_host(self, host_id: HostId) -> None:
         """Forgets a host; one that is not there is none."""
@@ -86,7 +89,7 @@ class Cluster:
         if host_id in self._hosts.index:
             self._hosts.drop(host_id)
             self._near.drop(host_id)
-            self._rows.clear()
+            self._drop_rows()
 
     def set_holders(self, tenant: Tenant, digest: Digest, holders: AbstractSet[HostId]) -> None:
         """Says which hosts hold a source of a tenant."""
@@ -96,7 +99,7 @@ class Cluster:
         """Says what the sandboxes to come look like: shapes with how often each is asked for; none: what nobody knows better."""
         self._popularity = tuple(popularity) or DEFAULT_POPULARITY
         self._hosts.set_values(Values(self._popularity, self._hosts.kinds.values))
-        self._rows.clear()
+        self._drop_rows()
 
     def take(self, host_id: HostId, share: Share) -> None:
         """Sets a share of a host aside."""
@@ -162,13 +165,13 @@ class Cluster:
         hosts = self._hosts
         if not hosts.is_sorted:
             hosts.sort()
-            self._rows.clear()
+            self._drop_rows()
         if len(hosts.kinds.values) > hosts.values.kinds:
             self.set_popularity(self._popularity)
         row = self._rows.get(demand)
         if row is None:
             row = self._rows[demand] = Row(hosts, demand, self.weights)
-            row.seen = self._logged
+            row.seen, row.altered = self._logged, len(self._altered)
             if len(self._rows) > ROWS_MAX:
                 self._rows.popitem(last=False)
             return row
@@ -179,6 +182,9 @@ class Cluster:
     def _catch_up(self, row: Row) -> None:
         logged = self._logged
         behind = logged - row.seen
+        if row.altered < len(self._altered):
+            row.rebase(np.array(self._altered[row.altered :], np.int64))
+            row.altered = len(self._altered)
         if not behind:
             return
         if row.seen < self._dropped or behind * RENEW_PART > len(self._hosts):
@@ -205,6 +211,10 @@ class Cluster:
             self._log[: LOG_MAX // 2] = self._log[LOG_MAX // 2 :]
         self._log[self._logged - self._dropped] = place
         self._logged += 1
+
+    def _drop_rows(self) -> None:
+        self._rows.clear()
+        self._altered.clear()
 
     def _forget_marks(self) -> None:
         self._marks = 0

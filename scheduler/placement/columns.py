@@ -7,6 +7,7 @@ switch and on one NUMA node, and what the idle devices are worth (fragmentation.
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -64,6 +65,14 @@ class Board:
     level: int = -1
 
 
+class Change(Enum):
+    """What of a host is another than before: nothing, what is left of it, or what it is as well."""
+
+    NOTHING = auto()
+    ROOM = auto()
+    KIND = auto()
+
+
 class Hosts:
     """The arrays. `ids` are sorted after `sort`; until then new hosts stand at the end."""
 
@@ -114,10 +123,12 @@ class Hosts:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def put(self, view: HostView) -> int:
-        """Takes up a host as it is, and says where it stands."""
+    def put(self, view: HostView) -> tuple[int, Change]:
+        """Takes up a host as it is; says where it stands and what of it is another than before."""
         host_id = view.record.host_id
         place = self.index.get(host_id)
+        if place is not None and self.views[place].record == view.record:
+            return place, self._renew(place, view)
         if place is None:
             place = len(self.ids)
             self.version += 1
@@ -129,7 +140,24 @@ class Hosts:
         self.views[place] = view
         self._make_room(len(self.ids), view.record)
         self._write(place, view)
-        return place
+        return place, Change.KIND
+
+    def _renew(self, place: int, view: HostView) -> Change:
+        """What is set aside on a host, and how it is, where its registration is as it was."""
+        before = self.block[:, place].copy()
+        status, losses = self.status[place], self.losses[place]
+        self.views[place] = view
+        reserved = view.reserved or Reservation(view.record.host_id)
+        self._write_status(place, view)
+        self._write_free(place, reserved)
+        self._write_nodes(place, view)
+        self.device_free[: len(self.boards[place].gpus), place] = DEVICE_MILLI
+        self._shift_devices(place, reserved.gpus, 1)
+        self.boards[place].level = -1
+        self.refresh(place)
+        if (status, losses) != (self.status[place], self.losses[place]):
+            return Change.KIND
+        return Change.NOTHING if np.array_equal(before, self.block[:, place]) else Change.ROOM
 
     def drop(self, host_id: HostId) -> None:
         """Forgets a host."""
@@ -170,13 +198,10 @@ class Hosts:
         vcpu_milli = record.capacity.vcpus * record.vcpu_overcommit_milli * VCPU_MILLI // 1000
         capacity, idle = record.capacity, min(len(record.gpus), DEVICES_MAX) * DEVICE_MILLI
         whole = (vcpu_milli, capacity.memory_mib, capacity.disk_mib, idle, capacity.sandboxes)
-        used = share_of_reservation(reserved)
-        taken = (used.vcpu_milli, used.memory_mib, used.disk_mib, 0, used.sandboxes)
         self.capacity[:, place] = whole
-        self.free[:, place] = [amount - gone for amount, gone in zip(whole, taken, strict=True)]
+        self._write_free(place, reserved)
         self.per_unit[:, place] = [(WHOLE << SHARE_BITS) // max(1, amount) for amount in whole[:SLOTS]]
-        self.status[place] = view.status
-        self.losses[place] = len(view.losses.at_ms) if view.losses is not None else 0
+        self._write_status(place, view)
         self.accelerator[place] = ACCELERATORS.index(record.accelerator)
         self.aspects[:, place] = (
             self.labels.number(frozenset(record.labels)),
@@ -187,6 +212,15 @@ class Hosts:
         self._write_devices(place, record, reserved)
         self._write_nodes(place, view)
         self.refresh(place)
+
+    def _write_status(self, place: int, view: HostView) -> None:
+        self.status[place] = view.status
+        self.losses[place] = len(view.losses.at_ms) if view.losses is not None else 0
+
+    def _write_free(self, place: int, reserved: Reservation) -> None:
+        used = share_of_reservation(reserved)
+        taken = (used.vcpu_milli, used.memory_mib, used.disk_mib, 0, used.sandboxes)
+        self.free[:, place] = self.capacity[:, place] - taken
 
     def _write_devices(self, place: int, record: HostRecord, reserved: Reservation) -> None:
         gpus = tuple(sorted(record.gpus, key=lambda gpu: gpu.device_id)[:DEVICES_MAX])

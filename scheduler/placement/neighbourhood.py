@@ -54,8 +54,10 @@ class Neighbourhood:
     def put(self, view: HostView) -> None:
         """Takes up a host's rack and tenants."""
         host_id = view.record.host_id
-        self.drop(host_id)
         rack = next((label.value for label in view.record.labels if label.name == RACK_LABEL), NO_RACK)
+        if rack == self._rack_of.get(host_id, NO_RACK) and view.tenant_counts == self._counts.get(host_id, {}):
+            return
+        self.drop(host_id)
         if rack != NO_RACK:
             self._racks.setdefault(rack, set()).add(host_id)
             self._sets.pop(("rack", rack), None)

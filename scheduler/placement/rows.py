@@ -62,13 +62,13 @@ def held_digest(image: ImageRef, images: Iterable[HostImage]) -> Digest:
 
 
 class Row:
-    """Scores of one class; `seen` is how much of the log of changed hosts is in them."""
+    """Scores of one class; `seen` and `altered` say how much is in them of the two logs: of changed hosts, of altered ones."""
 
     def __init__(self, hosts: Hosts, demand: Demand, weights: Weights) -> None:
         self.hosts = hosts
         self.demand = demand
         self.weights = weights
-        self.seen = 0
+        self.seen = self.altered = 0
         packing = (weights.vcpu_packing, weights.memory_packing, weights.disk_packing, weights.balance)
         self._packing = np.array(packing, np.int64).reshape(-1, 1)
         self.need = np.array([self._need_on(one) for one in ACCELERATORS], np.int64).T.copy()

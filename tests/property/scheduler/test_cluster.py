@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from fleet.model.sandbox import Affinity, ImageRef, Label, NetworkMode
 from scheduler.placement.cluster import Choice, Cluster
 from scheduler.placement.demand import DEVICE_MILLI, Demand, Shape, Wish, shape_of
 from scheduler.placement.hosts import HostView, Share
-from scheduler.placement.rows import held_digest
+from scheduler.placement.rows import BLOCK, held_digest
 from tests.unit.scheduler.build import BASE, DEMO, OTHER, SOURCE, host
 
 OTHER_DIGEST = Digest("sha256:" + "c" * 64)
@@ -204,12 +205,20 @@ def test_a_cached_choice_is_a_fresh_one(
     state = {view.record.host_id: view for view in fleet}
     taken: list[tuple[HostId, Share]] = []
     for demand, wish in asked:
-        step = data.draw(st.sampled_from(["take", "undo", "change", "remove", "look"]))
+        step = data.draw(st.sampled_from(["take", "undo", "change", "renew", "remove", "look"]))
         if step == "change":
             view = data.draw(views)
             state[view.record.host_id] = view
             taken = [one for one in taken if one[0] != view.record.host_id]
             cluster.upsert_host(view)
+        elif step == "renew" and state:
+            host_id = data.draw(st.sampled_from(sorted(state)))
+            counts = data.draw(st.dictionaries(st.just(DEMO), st.integers(1, 2)))
+            used = Reservation(host_id, data.draw(st.integers(0, 2)), 256)
+            is_cordoned = data.draw(st.booleans())
+            state[host_id] = replace(state[host_id], is_cordoned=is_cordoned, reserved=used, tenant_counts=counts)
+            taken = [one for one in taken if one[0] != host_id]
+            cluster.upsert_host(state[host_id])
         elif step == "remove" and state:
             host_id = data.draw(st.sampled_from(sorted(state)))
             del state[host_id]
@@ -256,3 +265,29 @@ def test_what_is_reserved_is_as_good_as_taken(fleet: list[HostView], demand: Dem
         [replace(view, reserved=reservation) if view.record.host_id == choice.host_id else view for view in fleet], []
     )
     assert taken.choose(demand, wish) == reserved.choose(demand, wish)
+
+
+@given(
+    st.lists(views, min_size=1, max_size=5),
+    popularities,
+    st.lists(st.tuples(demands, wishes), max_size=6),
+    st.randoms(),
+)
+def test_the_best_of_many_is_found(
+    kinds: list[HostView], popularity: list[tuple[Shape, int]], asked: list[tuple[Demand, Wish]], chance: Random
+) -> None:
+    """Looking at blocks, and at hosts that gain, finds the host that a look at every one of them finds."""
+    names = [HostId(f"h{number}") for number in range(BLOCK * 5 // 2)]
+    fleet = [chance.choice(kinds) for _ in names]
+    views_of = [
+        replace(view, record=replace(view.record, host_id=name)) for name, view in zip(names, fleet, strict=True)
+    ]
+    cluster = cluster_of(views_of, popularity)
+    cluster.set_holders(DEMO, SOURCE, set(chance.sample(names, 9)))
+    for demand, wish in asked:
+        for _ in range(3):
+            choice = cluster.choose(demand, wish)
+            ranking = cluster.explain(demand, wish, 1).ranking
+            assert (choice and choice.host_id) == (ranking[0].host_id if ranking else None)
+            if choice is not None:
+                cluster.take(choice.host_id, choice.share)
