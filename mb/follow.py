@@ -125,7 +125,7 @@ async def _print_output(client: Client, sandbox: Sandbox, agent: str, printer: O
         try:
             async for chunk in chunks:
                 printer.write(agent, chunk.payload)
-                wanted = OutputRange(chunk.offset + len(chunk.payload))
+                wanted = OutputRange(chunk.offset + len(chunk.payload), placement=chunk.placement)
             break
         except UnavailableError:
             # The watch says whether there is still a sandbox to wait for, and ends this too.

@@ -45,15 +45,20 @@ class Chunk:
     end: bool = False
     size_bytes: int = 0
     digest: Digest = NO_DIGEST
+    placement: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class OutputRange:
-    """Which part of an agent's output is wanted: from a byte, from a time on, or the last lines; 0 says nothing."""
+    """Which part of an agent's output is wanted: from a byte, from a time on, or the last lines; 0 says nothing.
+
+    `placement` is the one that the byte is of.
+    """
 
     offset: int = 0
     since_ms: int = 0
     tail_lines: int = 0
+    placement: int = 0
 
 
 class LiveCalls:
@@ -80,10 +85,11 @@ class LiveCalls:
             follow=follow,
             since_ms=wanted.since_ms,
             tail_lines=wanted.tail_lines,
+            placement=wanted.placement,
         )
         with translated(self._peer):
             async for reply in self._output.ReadOutput(request, timeout=STREAM_TIMEOUT_S):
-                yield Chunk(reply.offset, reply.payload, reply.end)
+                yield Chunk(reply.offset, reply.payload, reply.end, placement=reply.placement)
 
     async def explain(self, name: str, *, is_recomputed: bool) -> PlacementExplanation:
         """Why a sandbox is where it is, as of now, or as of its decision, which is made again."""

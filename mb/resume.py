@@ -77,10 +77,13 @@ async def read_output(
         try:
             async for chunk in client.live.read_output(name, agent, wanted, follow=follow):
                 reconnects.succeed()
-                if is_placed and chunk.offset != wanted.offset:
+                # A sandbox that has moved begins anew, and so does its output.
+                is_further = bool(wanted.placement) and chunk.placement > wanted.placement
+                if is_placed and chunk.offset != (0 if is_further else wanted.offset):
                     message = f"output of {agent or name} came from byte {chunk.offset}, not {wanted.offset}"
                     raise BedplateError("output_gap", message, "see the host's log")
-                is_placed, wanted = True, OutputRange(chunk.offset + len(chunk.payload))
+                is_placed = True
+                wanted = OutputRange(chunk.offset + len(chunk.payload), placement=chunk.placement)
                 if chunk.payload:
                     yield chunk
                 if chunk.end:

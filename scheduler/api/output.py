@@ -16,8 +16,9 @@ from fleet.model.sandbox import Goal, SandboxRecord
 from scheduler.api.access import find_sandbox
 from scheduler.api.channels import HostChannels
 from scheduler.api.lookup import fresh_with
-from scheduler.api.relay import IDLE_S, Slots, relay
+from scheduler.api.relay import Slots, relay
 from scheduler.api.wishes import current_status
+from scheduler.placement.evictions import awaits_move
 from scheduler.placement.snapshot import Snapshot
 from scheduler.state import FleetState
 
@@ -52,46 +53,113 @@ class OutputService(service_pb2_grpc.OutputServiceServicer):
             since_ms=request.since_ms,
             tail_lines=request.tail_lines,
         )
+        placement = request.placement
+        while True:
+            host_id = await self._find(record, is_followed=request.follow)
+            if host_id is None:
+                yield service_pb2.OutputChunk(offset=wanted.offset, end=self._is_final(record), placement=placement)
+                return
+            present = self._placement(record)
+            if placement and present > placement:
+                # What was read is an earlier placement's, and gone with it: this one's begins anew.
+                wanted.offset = wanted.since_ms = wanted.tail_lines = 0
+            placement = present
+            chunks = self._follow(record, wanted, host_id, context) if request.follow else None
+            async for chunk in chunks or self._read(wanted, host_id, context):
+                chunk.placement = placement
+                yield chunk
+                if chunk.end:
+                    return
+            if not request.follow:
+                return
+
+    async def _find(self, record: SandboxRecord, *, is_followed: bool) -> HostId | None:
+        """The host that has the output, waited for when it is followed; None when there is none to wait for."""
         while True:
             changed = self._state.changed()
-            host_id, is_final = find_output(self._state.snapshot(), record, is_followed=request.follow)
-            if host_id is not None:
-                break
-            if is_final or not request.follow:
-                yield service_pb2.OutputChunk(offset=wanted.offset, end=is_final)
-                return
+            snapshot = self._state.snapshot()
+            host_id, is_final = find_output(snapshot, record, is_followed=is_followed)
+            is_waited_for = is_followed and not is_final
+            if not (is_waited_for and (host_id is None or is_moving(snapshot, record))):
+                return host_id
             await changed.wait()
-        chunks = self._follow(wanted, host_id, context) if request.follow else self._read(wanted, host_id, context)
-        async for chunk in chunks:
-            yield chunk
 
-    async def _follow(self, wanted: Any, host_id: HostId, context: Any) -> AsyncIterator[Any]:
-        failures = 0
-        while True:
+    def _is_final(self, record: SandboxRecord) -> bool:
+        return find_output(self._state.snapshot(), record)[1]
+
+    def _placement(self, record: SandboxRecord) -> int:
+        current = self._state.snapshot().records.get(record.sandbox_id, record)
+        return max(1, current.placement)
+
+    async def _follow(self, record: SandboxRecord, wanted: Any, host_id: HostId, context: Any) -> AsyncIterator[Any]:
+        """What the host has, to its end; ends without one when the sandbox goes on elsewhere."""
+        failures, placement = 0, self._placement(record)
+        while not self._has_left(record, placement):
             try:
-                async for chunk in self._read(wanted, host_id, context):
+                async for chunk in self._read_placed(record, wanted, host_id, context):
                     failures = 0
                     wanted.offset = chunk.offset + len(chunk.payload)
                     # Where to begin is settled: what follows is read on by offset, also from a host that has restarted.
                     wanted.since_ms = wanted.tail_lines = 0
+                    if chunk.end and self._has_left(record, placement):
+                        return
                     yield chunk
                     if chunk.end:
                         return
                 raise UnavailableError("output_cut", f"host {host_id} ended the output early", "read on by offset")
             except UnavailableError as error:
-                if error.code == "deadline_exceeded":
+                if error.code == "deadline_exceeded" or self._has_left(record, placement):
                     continue
                 failures += 1
                 if failures > RECONNECTS_MAX:
                     raise
                 await asyncio.sleep(RECONNECT_S)
 
+    def _has_left(self, record: SandboxRecord, placement: int) -> bool:
+        return self._placement(record) > placement or is_moving(self._state.snapshot(), record)
+
+    async def _read_placed(
+        self, record: SandboxRecord, wanted: Any, host_id: HostId, context: Any
+    ) -> AsyncIterator[Any]:
+        """As `_read`, until the sandbox leaves the host: one that was lost may never say that it has."""
+        placement = self._placement(record)
+        call = self._open(wanted, host_id)
+
+        async def hang_up() -> None:
+            while not self._has_left(record, placement):
+                await self._state.changed().wait()
+                # The store changes all the time, and hundreds follow.
+                await asyncio.sleep(RECONNECT_S)
+            call.cancel()
+
+        watcher = asyncio.ensure_future(hang_up())
+        try:
+            async for chunk in relay(call, host_id, context, None):
+                yield chunk
+        finally:
+            watcher.cancel()
+
     async def _read(self, wanted: Any, host_id: HostId, context: Any) -> AsyncIterator[Any]:
-        channel = self._channels.channel(self._state.snapshot(), host_id)
-        stub = service_pb2_grpc.OutputServiceStub(channel)
-        idle_s = None if wanted.follow else IDLE_S
-        async for chunk in relay(stub.ReadOutput(wanted, timeout=FOLLOW_ROUND_S), host_id, context, idle_s):
+        async for chunk in relay(self._open(wanted, host_id), host_id, context):
             yield chunk
+
+    def _open(self, wanted: Any, host_id: HostId) -> Any:
+        channel = self._channels.channel(self._state.snapshot(), host_id)
+        return service_pb2_grpc.OutputServiceStub(channel).ReadOutput(wanted, timeout=FOLLOW_ROUND_S)
+
+
+def is_moving(snapshot: Snapshot, record: SandboxRecord) -> bool:
+    """Whether its host calls an end what is none: it goes on elsewhere."""
+    current = snapshot.records.get(record.sandbox_id)
+    assignment = snapshot.assignment_of(current) if current is not None else None
+    status = snapshot.status_of(assignment) if assignment is not None else None
+    return (
+        current is not None
+        and assignment is not None
+        and status is not None
+        and status.run >= assignment.run
+        and awaits_move(current, assignment, status)
+    )
 
 
 def find_output(snapshot: Snapshot, record: SandboxRecord, *, is_followed: bool = False) -> tuple[HostId | None, bool]:
@@ -101,9 +169,9 @@ def find_output(snapshot: Snapshot, record: SandboxRecord, *, is_followed: bool 
     nothing to follow.
     """
     current = snapshot.records.get(record.sandbox_id)
-    assignment = snapshot.assignment_of(record)
     if current is None:
         return None, True
+    assignment = snapshot.assignment_of(current)
     if assignment is None:
         return None, current.goal is not Goal.RUN
     # Before its host has published a status, it may not know of the sandbox yet.

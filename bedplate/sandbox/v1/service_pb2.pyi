@@ -251,6 +251,7 @@ class ReadOutputRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     SINCE_MS_FIELD_NUMBER: _builtins.int
     TAIL_LINES_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     sandbox: _builtins.str
     tenant: _builtins.str
     agent: _builtins.str
@@ -261,6 +262,8 @@ class ReadOutputRequest(_message.Message):
     """not before this time (to a second); 0: from the beginning"""
     tail_lines: _builtins.int
     """at most so many of the last lines; 0: all"""
+    placement: _builtins.int
+    """that `offset` is of; 0: the present one. Of a later one all is given, from 0"""
     def __init__(
         self,
         *,
@@ -271,10 +274,11 @@ class ReadOutputRequest(_message.Message):
         follow: _builtins.bool = ...,
         since_ms: _builtins.int = ...,
         tail_lines: _builtins.int = ...,
+        placement: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "follow", b"follow", "offset", b"offset", "sandbox", b"sandbox", "since_ms", b"since_ms", "tail_lines", b"tail_lines", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "follow", b"follow", "offset", b"offset", "placement", b"placement", "sandbox", b"sandbox", "since_ms", b"since_ms", "tail_lines", b"tail_lines", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,21 +291,25 @@ class OutputChunk(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """of the first byte of payload"""
     payload: _builtins.bytes
     end: _builtins.bool
     """nothing will follow, ever"""
+    placement: _builtins.int
+    """that this is of: a further one begins its output anew"""
     def __init__(
         self,
         *,
         offset: _builtins.int = ...,
         payload: _builtins.bytes = ...,
         end: _builtins.bool = ...,
+        placement: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "offset", b"offset", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "offset", b"offset", "payload", b"payload", "placement", b"placement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -271,7 +271,7 @@ class ObedientHost:
             self.orders.put_order(order)
             self.orders.remove_folder(order.sandbox_id)
             status = SandboxStatus(order.sandbox_id, self.host_id, order.generation, Phase.REMOVED, released=True)
-            await self._put_status(status)
+            await self._put_status(replace(status, placement=order.placement))
             return
         progress = self.orders.progress.get(order.sandbox_id)
         if progress is None:
