@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bedplate.host.v1 import service_pb2 as host_pb2
-from bedplate.host.v1 import service_pb2_grpc as host_grpc
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from benchmarks.measure import cpu_s, describe_machine, render, resident_mib
-from benchmarks.plane import IMAGE, Plane, running_plane, simulated_hosts
+from benchmarks.plane import IMAGE, Plane, known_alive, running_plane, simulated_hosts
 from fleet.codec import to_message
 from fleet.identity import SCHEDULER_SERVER_NAME, Role
 from fleet.model.sandbox import Agent, ImageRef, Resources, SandboxSpec
@@ -151,7 +149,7 @@ finally:
 
 
 async def _run(plane: Plane, hosts: int, options: argparse.Namespace) -> dict[str, tuple[Samples, dict[str, Any]]]:
-    await _known(plane, hosts)
+    await known_alive(plane, hosts, CALL_TIMEOUT_S)
     tls = tls_files(plane.pki, Role.TENANT, EMBEDDED_TENANT)
     async with open_channel(plane.address, tls, SCHEDULER_SERVER_NAME) as channel:
         orchestrator = Orchestrator(channel, options.batch)
@@ -165,23 +163,10 @@ async def _run(plane: Plane, hosts: int, options: argparse.Namespace) -> dict[st
             samples = await pace
             took_s = time.monotonic() - started
             spent = {f"{key}_cores": round((cpu_s(pid) - before[key]) / took_s, 2) for key, pid in plane.pids().items()}
-            spent["scheduler_mib"] = resident_mib(plane.scheduler.pid)
+            spent["scheduler_mib"] = resident_mib(plane.pids()["scheduler"])
             runs[name] = (samples, spent)
         await asyncio.sleep(SETTLE_S)
         return runs
-
-
-async def _known(plane: Plane, hosts: int) -> None:
-    """Returns when the scheduler sees all hosts alive."""
-    tls = tls_files(plane.pki, Role.OPERATOR, "operator")
-    async with open_channel(plane.address, tls, SCHEDULER_SERVER_NAME) as channel:
-        stub: Any = host_grpc.HostServiceStub(channel)
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            while True:
-                listed = await stub.ListHosts(host_pb2.ListHostsRequest(), wait_for_ready=True)
-                if sum(one.is_alive for one in listed.hosts) == hosts:
-                    return
-                await asyncio.sleep(0.2)
 
 
 def _figures(samples: Samples, acknowledged: dict[str, float]) -> dict[str, Any]:

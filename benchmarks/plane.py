@@ -19,13 +19,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
+
+from bedplate.host.v1 import service_pb2 as host_pb2
+from bedplate.host.v1 import service_pb2_grpc as host_grpc
 from fleet.codec import decode, encode
-from fleet.identity import Role
+from fleet.identity import SCHEDULER_SERVER_NAME, Role
 from fleet.model.assignment import Assignment
 from fleet.model.host import Accelerator, Capacity, HostAlive, HostImage, HostRecord
 from fleet.model.ids import Digest, HostId
 from fleet.model.sandbox import NetworkMode, Phase, SandboxStatus
+from fleet.rpc import open_channel
 from fleet.store.etcd import open_etcd
 from fleet.store.keyspace import ASSIGNMENTS, alive_key, host_key, status_key
 from fleet.store.port import EventKind, Put, Store, Unmoved, WatchEvent, Write
@@ -43,6 +49,8 @@ PUBLISHED_AT_ONCE = 64
 # The hosts' lease must outlive a benchmark: renewing is measured nowhere here.
 LEASE_S = 3600.0
 RACK_HOSTS = 40
+# What offers no event is looked at this often.
+LOOK_S = 1.0
 READY = "hosts-ready"
 ACKNOWLEDGED = "hosts-acknowledged.json"
 
@@ -64,7 +72,7 @@ submissions_max = 20000
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plane:
     """A running control plane; its files lie in `folder`."""
 
@@ -72,7 +80,8 @@ class Plane:
     address: str
     endpoint: str
     etcd: Program
-    scheduler: Program
+    wrapper: tuple[str, ...] = ()
+    scheduler: Program | None = None
 
     @property
     def pki(self) -> Path:
@@ -81,30 +90,54 @@ class Plane:
 
     def pids(self) -> dict[str, int]:
         """The programs that are measured."""
-        return {"scheduler": self.scheduler.pid, "etcd": self.etcd.pid}
+        running = {"scheduler": self.scheduler, "etcd": self.etcd}
+        return {name: program.pid for name, program in running.items() if program is not None}
+
+    def start_scheduler(self) -> Program:
+        """Starts the scheduler, without waiting until it serves."""
+        files = tls_files(self.pki, Role.SCHEDULER, "scheduler")
+        config = self.folder / "scheduler.toml"
+        config.write_text(_CONFIG.format(listen=self.address, etcd=self.endpoint, tls=files))
+        command = [*self.wrapper, sys.executable, "-m", "scheduler", "--config", str(config)]
+        self.scheduler = start_program("scheduler", command, self.folder / "scheduler.log", lambda: True)
+        return self.scheduler
 
 
 @contextmanager
-def running_plane(wrapper: tuple[str, ...] = ()) -> Iterator[Plane]:
-    """etcd and a scheduler, started and ended; `wrapper` is put before the scheduler's command, to profile it."""
+def running_plane(wrapper: tuple[str, ...] = (), *, is_scheduling: bool = True) -> Iterator[Plane]:
+    """etcd and, if it is to, a scheduler, started and ended; `wrapper` is put before its command, to profile it."""
     with tempfile.TemporaryDirectory(prefix="bedplate-plane-", dir="/var/tmp") as name:
         folder = Path(name)
         create_pki(folder / "pki")
         client_port, peer_port, port = free_ports(3)
         etcd = start_etcd(folder / "etcd", folder / "pki", client_port, peer_port)
+        plane = Plane(folder, f"{LOOPBACK}:{port}", f"{LOOPBACK}:{client_port}", etcd, wrapper)
         try:
-            endpoint, address = f"{LOOPBACK}:{client_port}", f"{LOOPBACK}:{port}"
-            files = tls_files(folder / "pki", Role.SCHEDULER, "scheduler")
-            config = folder / "scheduler.toml"
-            config.write_text(_CONFIG.format(listen=address, etcd=endpoint, tls=files))
-            command = [*wrapper, sys.executable, "-m", "scheduler", "--config", str(config)]
-            scheduler = start_program("scheduler", command, folder / "scheduler.log", lambda: True)
-            try:
-                yield Plane(folder, address, endpoint, etcd, scheduler)
-            finally:
-                scheduler.stop()
+            if is_scheduling:
+                plane.start_scheduler()
+            yield plane
         finally:
+            if plane.scheduler is not None:
+                plane.scheduler.stop()
             etcd.stop()
+
+
+async def known_alive(plane: Plane, hosts: int, timeout_s: float) -> None:
+    """Returns when the scheduler sees so many hosts alive."""
+    tls = tls_files(plane.pki, Role.OPERATOR, "operator")
+    async with open_channel(plane.address, tls, SCHEDULER_SERVER_NAME) as channel:
+        stub: Any = host_grpc.HostServiceStub(channel)
+        async with asyncio.timeout(timeout_s):
+            while True:
+                try:
+                    listed = await stub.ListHosts(host_pb2.ListHostsRequest(), wait_for_ready=True)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+                else:
+                    if sum(one.is_alive for one in listed.hosts) == hosts:
+                        return
+                await asyncio.sleep(LOOK_S)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ writes of the one before, until a pass finds nothing due:
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -33,8 +34,8 @@ LOOK_INTERVAL_S = 5.0
 SETTLE_S = 0.05
 # Passes in one look. Whatever is still due then is due in the next.
 PASSES_MAX = 4
-# Of the sandboxes that nothing has touched so many are looked at again in each look: a change that went unnoticed is found
-# within minutes among 100,000 of them, and at once among as many as this.
+# Of the sandboxes that nothing has touched so many are looked at again once in each interval: a change that went unnoticed is
+# found within minutes among 100,000 of them, and within the interval among as many as this.
 AUDITED_AT_ONCE = 2000
 
 log = structlog.get_logger()
@@ -70,6 +71,7 @@ class Cycle:
         self._term: Unmoved | None = None
         self._touched: set[SandboxId] = set()
         self._unaudited: list[SandboxId] = []
+        self._next_audit_s = -math.inf
 
     async def run(self) -> None:
         """Looks until cancelled."""
@@ -148,6 +150,9 @@ class Cycle:
         return {*snapshot.records, *snapshot.assignments, *snapshot.refusals}
 
     def _audited(self) -> set[SandboxId]:
+        if self._clock() < self._next_audit_s:
+            return set()
+        self._next_audit_s = self._clock() + self._interval_s
         if not self._unaudited:
             self._unaudited = list(self._everything())
         some, self._unaudited = self._unaudited[-AUDITED_AT_ONCE:], self._unaudited[:-AUDITED_AT_ONCE]
