@@ -244,11 +244,21 @@ def plan_changes(
     What is `submitted` has no record yet: it is created together with its placement or its refusal.
     """
     sums = reserved(snapshot)
+    bundle_of = {sandbox_id: bundle for bundle in plan.together for sandbox_id in bundle}
+    bundled: list[Change] = []
     for place, one in enumerate(plan.assignments):
         assignment = replace(one, cycle=cycle)
         sums[assignment.host_id] = add(_sum_of(sums, assignment.host_id), growth(snapshot, assignment))
         change = _place(snapshot, assignment, sums[assignment.host_id], 2 * place + 1)
-        yield _created(change, submitted.get(assignment.sandbox_id), 2 * place)
+        bundle = bundle_of.get(assignment.sandbox_id)
+        if bundle is None:
+            yield _created(change, submitted.get(assignment.sandbox_id), 2 * place)
+            continue
+        # They follow each other in the plan.
+        bundled.append(change)
+        if len(bundled) == len(bundle):
+            yield _merged(bundled)
+            bundled = []
     for place, told in enumerate(plan.refusals, len(plan.assignments)):
         refusal, submission = replace(told, cycle=cycle), submitted.get(told.sandbox_id)
         known = snapshot.refusals.get(refusal.sandbox_id)
@@ -262,6 +272,14 @@ def plan_changes(
             writes.append(events.refused(record, refusal, 2 * place + 1))
         change = Change(unmoved(snapshot, *keys), tuple(writes), about=record.sandbox_id)
         yield _created(change, submission, 2 * place)
+
+
+def _merged(changes: Sequence[Change]) -> Change:
+    """All of `changes` or none; of what several write the last stands. None of them may be submitted, so it is about none."""
+    conditions = {condition.key: condition for one in changes for condition in one.unmoved}
+    writes = {write.key: write for one in changes for write in one.writes}
+    values = {key: value for one in changes for key, value in one.values}
+    return Change(tuple(conditions.values()), tuple(writes.values()), values=tuple(values.items()))
 
 
 def _created(change: Change, submission: Submission | None, place: int) -> Change:

@@ -15,6 +15,7 @@ from fleet.store.keyspace import cycle_key
 from fleet.store.port import Committed, Put
 from scheduler.commit import Change, plan_changes
 from scheduler.decisions import digest_of, seed_of, settings_digest, version
+from scheduler.moves import move_changes
 from scheduler.placement.plan import PLACEMENTS_MAX, Plan, plan
 from scheduler.placement.snapshot import Snapshot
 from scheduler.state import FleetState
@@ -66,6 +67,7 @@ class Planning(Step):
             pause_s = BACKLOG_PAUSE * (time.monotonic() - started) if made.is_whole else 0.0
             self._next_full_s = self._clock() + pause_s
         changes = list(plan_changes(snapshot, made, cycle, self._taken))
+        changes += move_changes(snapshot, made.evictions, look.now_ms)
         self._leave(made)
         if not changes:
             return ()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fleet.model.ids import is_digest, is_dns_label
-from fleet.model.sandbox import Agent, NetworkMode, Restart, SandboxSpec, Source
+from fleet.model.sandbox import Affinity, Agent, Label, NetworkMode, Restart, SandboxSpec, Source
 
 # Bounds of one sandbox. A q35 machine numbers its CPUs with APIC ids of 8 bits, for want of an emulated IOMMU. The largest hosts
 # sold today carry 24 TiB; a spec past that is a typing error.
@@ -22,6 +22,12 @@ AGENTS_MAX, SOURCES_MAX, LABELS_MAX = 16, 8, 16
 # More variables than any shell exports; a spec of a million empty ones must not cost a million refusals.
 ENV_MAX = 256
 SOURCE_BYTES_MAX = 2 * 1024**3
+# A chassis takes ten devices at most today. Thousandths of one device are the finest part that vGPU profiles come in.
+GPUS_MAX, GPU_MILLI_MAX = 16, 1000
+# Wide enough for every order that people keep in mind, and a bound for what a mistake can push aside.
+PRIORITY_MIN, PRIORITY_MAX = -1000, 1000
+# A group is placed in one transaction of 120 conditions at most, and each member takes up to seven.
+GROUP_SIZE_MIN, GROUP_SIZE_MAX = 2, 16
 # Everything the guest is told travels in one header of the guest link (16 KiB, docs/guest-link.md) as JSON. Its numbers, keys and
 # digests take under 6 KiB for the most agents and sources; this is what stays for names, commands, environments and paths.
 CONFIGURATION_BYTES_MAX = 10 * 1024
@@ -104,6 +110,7 @@ def refusals(spec: SandboxSpec) -> tuple[FieldRefusal, ...]:
     return (
         *_check_names(spec),
         *_check_resources(spec),
+        *_check_placement(spec),
         *_check_network(spec),
         *_check_sources(spec.sources),
         *_check_agents(spec),
@@ -142,8 +149,49 @@ def _check_resources(spec: SandboxSpec) -> Iterator[FieldRefusal]:
     yield from _check_range("resources.vcpus", resources.vcpus, 1, VCPUS_MAX)
     yield from _check_range("resources.memory_mib", resources.memory_mib, MEMORY_MIB_MIN, MEMORY_MIB_MAX)
     yield from _check_range("resources.disk_mib", resources.disk_mib, DISK_MIB_MIN, DISK_MIB_MAX)
-    if resources.gpus:
-        yield _unbuilt("resources.gpus", f"{resources.gpus}, and no host can pass a GPU through yet", "set gpus to 0")
+    yield from _check_range("resources.gpus", resources.gpus, 0, GPUS_MAX)
+    if not resources.gpus:
+        for field in ("gpu_milli", "gpu_models", "gpu_memory_mib"):
+            if getattr(resources, field):
+                yield _wrong(f"resources.{field}", "it says which GPUs, and gpus is 0", "ask for GPUs, or leave it out")
+        return
+    yield from _check_range("resources.gpu_milli", resources.gpu_milli, 0, GPU_MILLI_MAX)
+    yield from _check_range("resources.gpu_memory_mib", resources.gpu_memory_mib, 0, MEMORY_MIB_MAX)
+    if len(resources.gpu_models) > LABELS_MAX:
+        message = f"{len(resources.gpu_models)} models are more than {LABELS_MAX}"
+        yield _wrong("resources.gpu_models", message, "name fewer, or none for any")
+    for index, model in enumerate(resources.gpu_models[:LABELS_MAX]):
+        if not is_label(model, ""):
+            message = f"{_quote(model)} is no name of a model"
+            yield _wrong(f"resources.gpu_models[{index}]", message, "use letters, digits and . _ / - inside")
+
+
+def _check_placement(spec: SandboxSpec) -> Iterator[FieldRefusal]:
+    placement = spec.placement
+    yield from _check_range("placement.priority", placement.priority, PRIORITY_MIN, PRIORITY_MAX)
+    yield from _check_labels("placement.tolerations", placement.tolerations)
+    yield from _check_labels("placement.prefer_labels", placement.prefer_labels)
+    if placement.parent_affinity is not Affinity.ANY and not spec.parent:
+        message = f"{placement.parent_affinity}, and no sandbox has started this one"
+        yield _wrong("placement.parent_affinity", message, "leave it out: it is for what a sandbox starts")
+    if not placement.group:
+        if placement.group_size:
+            message = f"{placement.group_size}, and no group is named"
+            yield _wrong("placement.group_size", message, "name the group, or leave it out")
+        return
+    if not is_dns_label(placement.group):
+        message = f"{_quote(placement.group)} is no DNS label"
+        yield _wrong("placement.group", message, "use 1 to 63 characters of a-z, 0-9 and -")
+    yield from _check_range("placement.group_size", placement.group_size, GROUP_SIZE_MIN, GROUP_SIZE_MAX)
+
+
+def _check_labels(field: str, labels: tuple[Label, ...]) -> Iterator[FieldRefusal]:
+    if len(labels) > LABELS_MAX:
+        yield _wrong(field, f"{len(labels)} labels are more than {LABELS_MAX}", "name fewer")
+    for index, label in enumerate(labels[:LABELS_MAX]):
+        if not is_label(label.name, label.value):
+            message = f"{_quote(label.name)} is no label"
+            yield _wrong(f"{field}[{index}]", message, "use letters, digits and . _ / - inside")
 
 
 def _check_network(spec: SandboxSpec) -> Iterator[FieldRefusal]:
@@ -277,12 +325,7 @@ def _check_configuration(spec: SandboxSpec) -> Iterator[FieldRefusal]:
 
 
 def _check_rest(spec: SandboxSpec) -> Iterator[FieldRefusal]:
-    if len(spec.require_labels) > LABELS_MAX:
-        yield _wrong("require_labels", f"more than {LABELS_MAX} labels", "require fewer")
-    for index, label in enumerate(spec.require_labels[:LABELS_MAX]):
-        if not is_label(label.name, label.value):
-            message = f"{_quote(label.name)} is no label"
-            yield _wrong(f"require_labels[{index}]", message, "use letters, digits and . _ / - inside")
+    yield from _check_labels("require_labels", spec.require_labels)
     if len(spec.secrets) > SECRETS_MAX:
         yield _wrong("secrets", f"{len(spec.secrets)} secrets are more than {SECRETS_MAX}", "keep fewer")
     for index, name in enumerate(spec.secrets[:SECRETS_MAX]):

@@ -92,7 +92,7 @@ def _read_agent(table: Table, about: Surroundings) -> Agent:
 
 def _read_timeout(table: Table) -> float:
     timeout_s = table.duration_s("timeout", 0.0)
-    if table.is_text("timeout") and not timeout_s and not table.reading.is_faulty(f"{table.name}.timeout"):
+    if table.has("timeout", str) and not timeout_s and not table.reading.is_faulty(f"{table.name}.timeout"):
         table.fault("timeout", f"{shown(table.text('timeout'))} is no time to run", "leave it out for no timeout")
     return timeout_s
 
@@ -133,7 +133,7 @@ def _custom_command(table: Table, prompt: str) -> tuple[str, ...]:
 
 
 def _read_command(table: Table) -> tuple[str, ...]:
-    if not table.is_text("command"):
+    if not table.has("command", str):
         return table.strings("command")
     line = table.text("command")
     return ("/bin/sh", "-c", line) if line else ()

@@ -12,7 +12,10 @@ from fleet.model.admission import (
     DISK_MIB_MAX,
     DISK_MIB_MIN,
     ENV_MAX,
+    GPUS_MAX,
     GRACE_PERIOD_S_MAX,
+    GROUP_SIZE_MAX,
+    GROUP_SIZE_MIN,
     HARNESSES,
     LABELS_MAX,
     MEMORY_MIB_MAX,
@@ -20,6 +23,8 @@ from fleet.model.admission import (
     PATH_CHARS_MAX,
     PIDS_MAX,
     PIDS_MIN,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
     RESTARTS_MAX,
     SECRET_BYTES_MAX,
     SECRETS_BYTES_MAX,
@@ -36,9 +41,13 @@ from mb.jcard.agents import AGENT_MEMORY_MIB, HOME
 _JCARD = "tests/unit/mb/test_jcard.py"
 _FAULTS = f"{_JCARD}::test_a_fault_names_its_field_as_it_is_written"
 _READ = f"{_JCARD}::test_every_field_reaches_the_spec"
+_WHERE = f"{_JCARD}::test_where_it_would_be_reaches_the_spec"
 _HARNESS = "tests/unit/mb/test_harness.py"
 _E2E = "tests/e2e/test_jcard_fields.py"
 _ADMISSION = "tests/unit/fleet/test_admission.py"
+_GROUPS = "tests/unit/scheduler/test_groups.py"
+_PREEMPTION = "tests/unit/scheduler/test_preemption.py"
+_GPUS = f"{_GROUPS}::test_gpus_that_no_host_has_are_refused_in_true_words"
 
 _RESOURCES = Resources()
 _AGENT = Agent("", "", ())
@@ -116,11 +125,97 @@ FIELDS = (
         "resources.gpus",
         "integer",
         "0",
-        "0",
-        "refused above 0: no host can pass a GPU through yet",
-        (_FAULTS, f"{_ADMISSION}::test_what_no_host_can_enforce"),
+        f"0 to {GPUS_MAX}",
+        "GPUs, each a device of its own; while no host has so many it waits, and `mb status` says so. hostd can pass none through "
+        "yet, so no host has any",
+        (_FAULTS, _GPUS),
         ours=True,
-        refused=True,
+    ),
+    Field(
+        "resources.gpu_fraction",
+        "number",
+        "1: whole devices",
+        "0.001 to 1",
+        "so much of each of its GPUs, of devices that can be shared",
+        (_WHERE, _FAULTS),
+        ours=True,
+    ),
+    Field(
+        "resources.gpu_models",
+        "list of strings",
+        "empty: any",
+        f"{LABELS_MAX} of them",
+        "only GPUs of these models will do",
+        (_WHERE, _FAULTS),
+        ours=True,
+    ),
+    Field(
+        "resources.gpu_memory",
+        "size",
+        "none",
+        f"to {_mib(MEMORY_MIB_MAX)}, whole MiB",
+        "only GPUs with so much memory or more will do",
+        (_WHERE, _FAULTS),
+        ours=True,
+    ),
+    Field(
+        "placement.priority",
+        "integer",
+        "0",
+        f"{PRIORITY_MIN} to {PRIORITY_MAX}",
+        "the higher is placed first, and when no host has room, sandboxes of lower priority end for it: those that restart go on "
+        "elsewhere",
+        (_WHERE, f"{_PREEMPTION}::test_what_costs_least_ends"),
+        ours=True,
+    ),
+    Field(
+        "placement.tolerates.*",
+        "string",
+        "none",
+        f"{LABELS_MAX} of them, 128 characters each",
+        "a host's taint and its value; a host with a taint takes only what tolerates it",
+        (
+            _WHERE,
+            _FAULTS,
+            "tests/property/scheduler/test_cluster.py::test_choices_and_refusals_are_what_brute_force_says",
+        ),
+        ours=True,
+    ),
+    Field(
+        "placement.prefers.*",
+        "string",
+        "none",
+        f"{LABELS_MAX} of them, 128 characters each",
+        "a host's label and its value; where such a host has room it is preferred",
+        (_WHERE, _FAULTS),
+        ours=True,
+    ),
+    Field(
+        "placement.parent",
+        "string",
+        "`any`",
+        "`any`, `near`, `away`",
+        "near the host of the sandbox that starts this one, or away from it; refused for what no sandbox starts",
+        (_FAULTS,),
+        ours=True,
+    ),
+    Field(
+        "placement.group",
+        "string",
+        "none",
+        _LABEL,
+        "sandboxes of one tenant, group, size and priority are placed all at once or not at all; see `mb up --gang`",
+        (_WHERE, f"{_GROUPS}::test_a_group_is_placed_as_a_whole_or_not_at_all"),
+        ours=True,
+    ),
+    Field(
+        "placement.group_size",
+        "integer",
+        "required with a group",
+        f"{GROUP_SIZE_MIN} to {GROUP_SIZE_MAX}",
+        "how many the group has; none is placed before all of them are there",
+        (_FAULTS, f"{_GROUPS}::test_members_wait_for_each_other"),
+        ours=True,
     ),
     Field(
         "network.mode",

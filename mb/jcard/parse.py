@@ -8,9 +8,19 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from fleet.model.admission import FieldRefusal
+from fleet.model.admission import GPU_MILLI_MAX, FieldRefusal
 from fleet.model.ids import Digest, is_dns_label
-from fleet.model.sandbox import Forward, ImageRef, Label, Network, NetworkMode, Resources, SandboxSpec
+from fleet.model.sandbox import (
+    Affinity,
+    Forward,
+    ImageRef,
+    Label,
+    Network,
+    NetworkMode,
+    Placement,
+    Resources,
+    SandboxSpec,
+)
 from mb.jcard.agents import Surroundings, agent_tables, read_agents
 from mb.jcard.model import Jcard, Shared
 from mb.jcard.paths import to_path
@@ -48,7 +58,7 @@ def read_jcard(text: str, folder: Path, reading: Reading) -> Jcard:
     network = _read_network(root)
     shared = tuple(_read_shared(table, folder) for table in root.tables("shared"))
     secrets = read_secrets(root)
-    labels = tuple(Label(name, value) for name, value in root.variables("requires").items())
+    labels, placement = _read_labels(root, "requires"), _read_placement(root)
     tables = agent_tables(root, is_read=bool(values))
     workdir = shared[0].guest if shared else ""
     about = Surroundings(folder, image.name, network.mode, workdir, resources.memory_mib, tuple(secrets))
@@ -62,6 +72,7 @@ def read_jcard(text: str, folder: Path, reading: Reading) -> Jcard:
         agents=tuple(agent for _, agent in agents),
         require_labels=labels,
         secrets=tuple(secrets),
+        placement=placement,
     )
     fields = tuple(field for field, _ in agents)
     return Jcard(spec, shared, fields, secrets, tuple(dict.fromkeys(reading.notes)), tuple(reading.faults))
@@ -101,9 +112,40 @@ def _read_resources(root: Table) -> Resources:
         memory_mib=table.size_mib("memory", _DEFAULTS.memory_mib),
         disk_mib=table.size_mib("disk", _DEFAULTS.disk_mib),
         gpus=table.integer("gpus", _DEFAULTS.gpus),
+        gpu_milli=_read_fraction(table),
+        gpu_models=table.strings("gpu_models"),
+        gpu_memory_mib=table.size_mib("gpu_memory", 0),
     )
     table.finish()
     return resources
+
+
+def _read_fraction(table: Table) -> int:
+    """Thousandths of each device; 0 for all of it."""
+    fraction = table.fraction("gpu_fraction", 1.0)
+    milli = round(fraction * GPU_MILLI_MAX) if 0 < fraction <= 1 else 0
+    if table.has("gpu_fraction") and not 0 < milli <= GPU_MILLI_MAX:
+        table.fault("gpu_fraction", f"{shown(fraction)} is no part of a device", "write 0.001 to 1")
+    return milli if table.has("gpu_fraction") else 0
+
+
+def _read_placement(root: Table) -> Placement:
+    table = root.table("placement")
+    affinities = tuple(str(one) for one in Affinity)
+    placement = Placement(
+        priority=table.integer("priority", 0),
+        tolerations=_read_labels(table, "tolerates"),
+        prefer_labels=_read_labels(table, "prefers"),
+        parent_affinity=Affinity(table.choice("parent", affinities, Affinity.ANY)),
+        group=table.text("group"),
+        group_size=table.integer("group_size", 0),
+    )
+    table.finish()
+    return placement
+
+
+def _read_labels(table: Table, key: str) -> tuple[Label, ...]:
+    return tuple(Label(name, value) for name, value in table.variables(key).items())
 
 
 def _read_network(root: Table) -> Network:

@@ -25,6 +25,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORDS: dict[type, str] = {
     str: "a string",
     int: "a whole number",
+    float: "a number",
     bool: "true or false",
     list: "a list",
     dict: "a table",
@@ -62,13 +63,9 @@ class Table:
         self._secret = secret
         self._asked: list[str] = []
 
-    def has(self, key: str) -> bool:
-        """Whether the user wrote `key`."""
-        return key in self._values
-
-    def is_text(self, key: str) -> bool:
-        """Whether the user wrote a string as `key`."""
-        return isinstance(self._values.get(key), str)
+    def has(self, key: str, kind: type = object) -> bool:
+        """Whether the user wrote `key`, and as that kind of value."""
+        return key in self._values and isinstance(self._values[key], kind)
 
     def fault(self, key: str, message: str, next_step: str, code: str = "field_invalid") -> None:
         """Notes that `key` is wrong."""
@@ -86,6 +83,11 @@ class Table:
         self.fault(key, f"{self._shown(value)} is too large a number", "write a smaller one")
         return default
 
+    def fraction(self, key: str, default: float) -> float:
+        """A number, whole or not."""
+        value = self._values.get(key)
+        return float(self.integer(key, 0)) if type(value) is int else self._get(key, float, default)
+
     def boolean(self, key: str, default: bool) -> bool:
         """True or false."""
         return self._get(key, bool, default)
@@ -101,7 +103,7 @@ class Table:
     def size_mib(self, key: str, default: int) -> int:
         """A size such as "4GiB", in MiB."""
         text = self._get(key, str, "", _SIZE)
-        if not self.is_text(key):
+        if not self.has(key, str):
             return default
         try:
             size_bytes = parse_size_bytes(text)
@@ -115,7 +117,7 @@ class Table:
     def duration_s(self, key: str, default: float) -> float:
         """A Go duration such as "1m30s", in seconds."""
         text = self._get(key, str, "", _DURATION)
-        if not self.is_text(key):
+        if not self.has(key, str):
             return default
         try:
             return parse_duration_s(text)

@@ -20,6 +20,11 @@ _FIELDS = {
     "resources.vcpus": "resources.cpus",
     "resources.memory_mib": "resources.memory",
     "resources.disk_mib": "resources.disk",
+    "resources.gpu_milli": "resources.gpu_fraction",
+    "resources.gpu_memory_mib": "resources.gpu_memory",
+    "placement.tolerations": "placement.tolerates",
+    "placement.prefer_labels": "placement.prefers",
+    "placement.parent_affinity": "placement.parent",
     "sources": "[[shared]]",
     "require_labels": "requires",
 }
@@ -29,7 +34,10 @@ _AGENT_FIELDS = {
     "memory_mib": "memory",
     "pids_max": "pid_limit",
 }
-_INDEXED = re.compile(r"(agents|sources|require_labels|secrets)\[(\d+)\]\.?(.*)")
+_OWN_KEYS = ("require_labels", "secrets", "placement.tolerations", "placement.prefer_labels")
+_INDEXED = re.compile(
+    r"(agents|sources|require_labels|secrets|placement\.tolerations|placement\.prefer_labels)\[(\d+)\]\.?(.*)"
+)
 _ENV = re.compile(r"env\[(\d+)\]")
 
 
@@ -60,14 +68,21 @@ def to_jcard_field(jcard: Jcard, field: str) -> str:
             field, "[[agents]]" if field == "agents" and len(jcard.agent_fields) > 1 else _singular(field)
         )
     kind, index, rest = match.group(1), int(match.group(2)), match.group(3)
-    if kind == "require_labels":
-        return f"requires.{jcard.spec.require_labels[index].name}"
-    if kind == "secrets":
-        return f"secrets.{jcard.spec.secrets[index][:SHOWN_CHARS_MAX]}"
+    if kind in _OWN_KEYS:
+        return f"{_FIELDS.get(kind, kind)}.{_own_key(jcard.spec, kind, index)}"
     if kind == "sources":
         return f"[[shared]][{index}]" + (".guest" if rest == "guest_path" else ".host")
     table = jcard.agent_fields[index]
     return f"{table}.{_agent_field(jcard, index, rest)}" if rest else table
+
+
+def _own_key(spec: SandboxSpec, kind: str, index: int) -> str:
+    """The key that the user chose."""
+    if kind == "secrets":
+        return spec.secrets[index][:SHOWN_CHARS_MAX]
+    placement = spec.placement
+    labels = {"require_labels": spec.require_labels, "placement.tolerations": placement.tolerations}
+    return labels.get(kind, placement.prefer_labels)[index].name
 
 
 def _in_jcard_words(jcard: Jcard, refusal: FieldRefusal) -> FieldRefusal:

@@ -21,7 +21,7 @@ from scheduler.placement.explanation import Explanation, explain
 from scheduler.placement.fragmentation import DEFAULT_POPULARITY, Values
 from scheduler.placement.hosts import HostView, Share
 from scheduler.placement.neighbourhood import Neighbourhood
-from scheduler.placement.refusals import refuse
+from scheduler.placement.refusals import crowded, refuse
 from scheduler.placement.rows import NEARLY_NEVER, Row, held_digest
 from scheduler.placement.weights import Weights
 
@@ -142,6 +142,10 @@ class Cluster:
     def refuse(self, demand: Demand, wish: Wish = ANYWHERE) -> tuple[RefusalReason, ...]:
         """Why no host can carry it, as counts of hosts by the filter that excludes them; one reason where waiting is in vain."""
         return refuse(self._row(demand), wish)
+
+    def crowded(self, demand: Demand, wish: Wish = ANYWHERE) -> tuple[HostId, ...]:
+        """The hosts that lack nothing but room, and would have it if they were empty; in the order of their ids."""
+        return crowded(self._row(demand), wish)
 
     def considered(self, wish: Wish = ANYWHERE) -> int:
         """How many hosts are looked at for it."""

@@ -3,13 +3,16 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from fleet.model.assignment import Assignment, Refusal
+from fleet.model.assignment import Assignment, Refusal, RefusalReason
 from fleet.model.cycle import Decision
-from fleet.model.ids import NO_HOST
+from fleet.model.ids import NO_HOST, SandboxId
 from fleet.model.sandbox import SandboxRecord
 from scheduler.placement.cluster import Choice, Cluster
+from scheduler.placement.evictions import PREEMPTED, Ending, Halt
 from scheduler.placement.explanation import Explanation
+from scheduler.placement.groups import Group, groups_of, incomplete, seat
 from scheduler.placement.hosts import Share
+from scheduler.placement.preemption import Preemption
 from scheduler.placement.settings import Settings
 from scheduler.placement.snapshot import Snapshot
 from scheduler.placement.turns import Turns
@@ -24,11 +27,14 @@ ORDINARY = Settings()
 class Plan:
     """What to write: new assignments with the reservations they lead to, and why the other sandboxes have no host.
 
-    `decisions` are all of them as they are recorded. A plan that is not whole has left sandboxes for the next.
+    `evictions` are how those of lower priority leave that make room for others. Each of `together` stands or falls as one.
+    `decisions` are all of it as it is recorded. A plan that is not whole has left sandboxes for the next.
     """
 
     assignments: tuple[Assignment, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    evictions: tuple[Halt | Ending, ...] = ()
+    together: tuple[tuple[SandboxId, ...], ...] = ()
     decisions: tuple[Decision, ...] = ()
     is_whole: bool = True
 
@@ -46,35 +52,123 @@ def plan(
 
     `cluster` is the snapshot's, and is left as it was. A sandbox that was stopped has one candidate for its next run: the host
     that has its disk. Refusals are told for the state after the plan: what is refused in it would be refused again at once. A
-    tenant past its share of looks has the rest of its sandboxes looked at in other plans, in another order each time.
+    tenant past its share of looks has the rest of its sandboxes looked at in other plans, in another order each time. Where room
+    can be made by ending what has a lower priority, that is begun, and the room is held.
     """
     asks = [ask_of(snapshot, record) for record in waiting if record.not_before_ms <= now_ms]
-    turns = Turns(snapshot, len(cluster), asks, settings, seed)
-    placed: list[tuple[Assignment, int]] = []
-    refused: list[Ask] = []
-    hopeless: set[Hashable] = set()
     mark = cluster.mark()
     try:
-        while len(placed) < PLACEMENTS_MAX and (ask := turns.next()) is not None:
-            # Within a plan hosts only fill up: what one sandbox could not have, its equals cannot either.
-            is_hopeless = ask.wants in hopeless
-            if not is_hopeless and turns.is_over(ask):
-                continue
-            choice = None if is_hopeless else _take(snapshot, cluster, ask)
-            if choice is not None:
-                turns.give(ask)
-                placed.append((_assign(ask, choice, now_ms), choice.score))
-                continue
-            if not is_hopeless:
-                turns.spend(ask)
-            hopeless.add(ask.wants)
-            refused.append(ask)
-        refusals = _refuse_all(snapshot, cluster, refused, now_ms)
+        return _Round(snapshot, cluster, asks, (now_ms, seed, settings)).run()
     finally:
         cluster.rollback(mark)
-    decisions = (*(_placement(*one) for one in placed), *map(_refusal, refusals))
-    is_whole = len(placed) + len(refused) == len(asks)
-    return Plan(tuple(assignment for assignment, _ in placed), refusals, decisions, is_whole)
+
+
+class _Round:
+    """One plan being made."""
+
+    def __init__(
+        self, snapshot: Snapshot, cluster: Cluster, asks: Sequence[Ask], terms: tuple[int, int, Settings]
+    ) -> None:
+        self._snapshot, self._cluster, self._asks = snapshot, cluster, asks
+        self._now_ms, seed, settings = terms
+        self._turns = Turns(snapshot, len(cluster), asks, settings, seed)
+        self._groups = groups_of(snapshot, asks)
+        self._preemption = Preemption(snapshot, cluster, self._now_ms, seed)
+        self._placed: list[tuple[Assignment, int]] = []
+        self._together: list[tuple[SandboxId, ...]] = []
+        self._refused: list[Ask] = []
+        # The reasons of those that do not wait for a host alone.
+        self._told: dict[SandboxId, tuple[RefusalReason, ...]] = {}
+        self._stuck: list[Group] = []
+        self._seen: set[SandboxId] = set()
+        self._hopeless: set[Hashable] = set()
+
+    def run(self) -> Plan:
+        """The plan; leaves the cluster as full as it makes it."""
+        while len(self._placed) < PLACEMENTS_MAX and (ask := self._turns.next()) is not None:
+            group = self._groups.get(ask.record.sandbox_id)
+            if ask.record.sandbox_id in self._seen:
+                continue
+            if group is None:
+                self._place(ask)
+            else:
+                self._place_group(group)
+        refusals = self._refuse_all()
+        decisions = (
+            *(_placement(*one) for one in self._placed),
+            *map(_refusal, refusals),
+            *map(_eviction, self._preemption.moves),
+        )
+        return Plan(
+            tuple(assignment for assignment, _ in self._placed),
+            refusals,
+            tuple(self._preemption.moves),
+            tuple(self._together),
+            decisions,
+            is_whole=len(self._placed) + len(self._refused) == len(self._asks),
+        )
+
+    def _place(self, ask: Ask) -> None:
+        # Within a plan hosts only fill up: what one sandbox could not have, its equals cannot either.
+        is_hopeless = ask.wants in self._hopeless
+        if not is_hopeless and self._turns.is_over(ask):
+            return
+        choice = None if is_hopeless else _take(self._snapshot, self._cluster, ask)
+        if choice is not None:
+            self._keep(ask, choice)
+            return
+        if not is_hopeless:
+            self._turns.spend(ask)
+        self._hopeless.add(ask.wants)
+        self._refuse(ask, self._preemption.make_room(ask, _held(self._snapshot, ask)))
+
+    def _place_group(self, group: Group) -> None:
+        """All of its members, or none; answers for all of them at the first one's turn."""
+        for ask in group.surplus if group.is_complete else (*group.members, *group.surplus):
+            self._seen.add(ask.record.sandbox_id)
+            self._refuse(ask, incomplete(group, ask))
+        if not group.is_complete or not group.members or self._turns.is_over(group.members[0]):
+            return
+        self._seen.update(ask.record.sandbox_id for ask in group.members)
+        seats, _ = seat(self._cluster, group.members)
+        for ask, choice in seats:
+            self._keep(ask, choice)
+        if seats:
+            self._together.append(tuple(ask.record.sandbox_id for ask, _ in seats))
+            return
+        self._stuck.append(group)
+        for ask in group.members:
+            self._turns.spend(ask)
+            self._refuse(ask, ())
+
+    def _keep(self, ask: Ask, choice: Choice) -> None:
+        """It has its host, and its share there is taken."""
+        self._turns.give(ask)
+        self._placed.append((_assign(ask, choice, self._now_ms), choice.score))
+
+    def _refuse(self, ask: Ask, reasons: tuple[RefusalReason, ...]) -> None:
+        self._refused.append(ask)
+        if reasons:
+            self._told[ask.record.sandbox_id] = reasons
+
+    def _refuse_all(self) -> tuple[Refusal, ...]:
+        for group in self._stuck:
+            mark = self._cluster.mark()
+            _, reasons = seat(self._cluster, group.members)
+            self._cluster.rollback(mark)
+            self._told |= {ask.record.sandbox_id: reasons for ask in group.members}
+        known: dict[Hashable, Refusal] = {}
+        found = []
+        for ask in self._refused:
+            reasons = self._told.get(ask.record.sandbox_id, ())
+            if reasons:
+                hosts = self._cluster.considered(ask.wish)
+                found.append(Refusal(ask.record.sandbox_id, hosts, reasons, self._now_ms))
+                continue
+            if ask.wants not in known:
+                known[ask.wants] = _refuse(self._snapshot, self._cluster, ask, self._now_ms)
+            found.append(replace(known[ask.wants], sandbox_id=ask.record.sandbox_id))
+        return tuple(found)
 
 
 def _take(snapshot: Snapshot, cluster: Cluster, ask: Ask) -> Choice | None:
@@ -116,14 +210,6 @@ def _assign(ask: Ask, choice: Choice, now_ms: int) -> Assignment:
     )
 
 
-def _refuse_all(snapshot: Snapshot, cluster: Cluster, refused: list[Ask], now_ms: int) -> tuple[Refusal, ...]:
-    known: dict[Hashable, Refusal] = {}
-    for ask in refused:
-        if ask.wants not in known:
-            known[ask.wants] = _refuse(snapshot, cluster, ask, now_ms)
-    return tuple(replace(known[ask.wants], sandbox_id=ask.record.sandbox_id) for ask in refused)
-
-
 def _refuse(snapshot: Snapshot, cluster: Cluster, ask: Ask, now_ms: int) -> Refusal:
     held = _held(snapshot, ask)
     if ask.known is not None and held is not None:
@@ -142,6 +228,11 @@ def _refusal(one: Refusal) -> Decision:
     return Decision(one.sandbox_id, NO_HOST, 0, refusal_codes=tuple(reason.code for reason in one.reasons))
 
 
+def _eviction(move: Halt | Ending) -> Decision:
+    one = move.assignment
+    return Decision(one.sandbox_id, one.host_id, one.placement, refusal_codes=(PREEMPTED,))
+
+
 def explain_turn(
     snapshot: Snapshot, cluster: Cluster, made: Plan, waiting: Sequence[SandboxRecord], record: SandboxRecord
 ) -> Explanation:
@@ -152,7 +243,8 @@ def explain_turn(
         for one in made.assignments:
             if one.sandbox_id == record.sandbox_id:
                 break
-            _take(snapshot, cluster, ask_of(snapshot, wishes[one.sandbox_id]))
+            ask = ask_of(snapshot, wishes[one.sandbox_id])
+            _take(snapshot, cluster, replace(ask, wish=replace(ask.wish, pinned_host=one.host_id)))
         return explain_now(snapshot, cluster, record)
     finally:
         cluster.rollback(mark)

@@ -13,6 +13,7 @@ import numpy as np
 
 from fleet.model.assignment import RefusalReason
 from fleet.model.host import UNTAGGED
+from fleet.model.ids import HostId
 from fleet.model.sandbox import Label
 from scheduler.placement.columns import DISK, MEMORY, SLOTS, VCPU, Bools, Ints
 from scheduler.placement.demand import DEVICE_MILLI, VCPU_MILLI, Wish
@@ -64,6 +65,22 @@ def refuse(row: Row, wish: Wish) -> tuple[RefusalReason, ...]:
         if len(excluded):
             reasons.append(RefusalReason(one.code, len(excluded), one.explain(look, look.places[excluded])))
     return tuple(reasons)
+
+
+def crowded(row: Row, wish: Wish) -> tuple[HostId, ...]:
+    """The hosts which only what is on them excludes."""
+    look = look_at(row, wish)
+    if not len(look.places):
+        return ()
+    first = first_excluding(look)
+    able = (first >= next(number for number, one in enumerate(FILTERS) if one.code == "sandboxes")) & (
+        first < len(FILTERS)
+    )
+    for one in FILTERS:
+        if one.could is not None:
+            able &= one.could(look)
+    views = row.hosts.views
+    return tuple(views[place].record.host_id for place in look.places[able].tolist())
 
 
 def look_at(row: Row, wish: Wish) -> Look:

@@ -132,6 +132,8 @@ class Sums:
         self.capacity = Amounts()
         self._sold: dict[HostId, Amounts] = {}
         self.children: dict[SandboxId, set[SandboxId]] = {}
+        self.groups: dict[tuple[Tenant, str], set[SandboxId]] = {}
+        self.priorities: dict[int, int] = {}
         self.pending: set[SandboxId] = set()
         self.misreserved: set[HostId] = set()
         self.uncharged: set[HostId] = set()
@@ -175,6 +177,9 @@ class Sums:
         """A record has come (1) or gone (-1)."""
         _count(self.records_of, record.tenant, sign)
         _count(self.resources_of, record.spec.resources, sign)
+        _count(self.priorities, record.spec.placement.priority, sign)
+        if record.spec.placement.group:
+            _join(self.groups, (record.tenant, record.spec.placement.group), record.sandbox_id, is_in=sign > 0)
         if record.spec.parent != NO_SANDBOX:
             _join(self.children, record.spec.parent, record.sandbox_id, is_in=sign > 0)
 

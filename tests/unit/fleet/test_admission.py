@@ -11,7 +11,10 @@ from fleet.model.admission import (
     DISK_MIB_MAX,
     DISK_MIB_MIN,
     ENV_MAX,
+    GPU_MILLI_MAX,
+    GPUS_MAX,
     GRACE_PERIOD_S_MAX,
+    GROUP_SIZE_MAX,
     HARNESSES,
     LABELS_MAX,
     MEMORY_MIB_MAX,
@@ -19,6 +22,8 @@ from fleet.model.admission import (
     PATH_CHARS_MAX,
     PIDS_MAX,
     PIDS_MIN,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
     PROMPT_BYTES_MAX,
     RESTARTS_MAX,
     SECRETS_MAX,
@@ -30,6 +35,7 @@ from fleet.model.admission import (
 )
 from fleet.model.ids import Digest
 from fleet.model.sandbox import (
+    Affinity,
     Agent,
     EnvVar,
     Forward,
@@ -37,6 +43,7 @@ from fleet.model.sandbox import (
     Label,
     Network,
     NetworkMode,
+    Placement,
     Resources,
     Restart,
     SandboxSpec,
@@ -52,6 +59,10 @@ NAN, INFINITE = float("nan"), float("inf")
 
 def spec_with(**changes: Any) -> SandboxSpec:
     return replace(SPEC, **changes)
+
+
+def placed(**changes: Any) -> SandboxSpec:
+    return spec_with(placement=replace(Placement(), **changes))
 
 
 def resources(**changes: Any) -> SandboxSpec:
@@ -200,6 +211,26 @@ INVALID = [
     ("agents", agent(command=("make", *[""] * CONFIGURATION_BYTES_MAX))),
     ("agents", agent(command=("make", "\x01" * (CONFIGURATION_BYTES_MAX // 6)))),
     ("require_labels", spec_with(require_labels=tuple(Label(f"l{index}", "") for index in range(LABELS_MAX + 1)))),
+    ("resources.gpus", resources(gpus=GPUS_MAX + 1)),
+    ("resources.gpus", resources(gpus=-1)),
+    ("resources.gpu_milli", resources(gpus=1, gpu_milli=GPU_MILLI_MAX + 1)),
+    ("resources.gpu_milli", resources(gpu_milli=500)),
+    ("resources.gpu_models", resources(gpu_models=("A100",))),
+    ("resources.gpu_models", resources(gpus=1, gpu_models=("A100",) * (LABELS_MAX + 1))),
+    ("resources.gpu_models[0]", resources(gpus=1, gpu_models=("a b",))),
+    ("resources.gpu_memory_mib", resources(gpu_memory_mib=1)),
+    ("resources.gpu_memory_mib", resources(gpus=1, gpu_memory_mib=-1)),
+    ("placement.priority", placed(priority=PRIORITY_MAX + 1)),
+    ("placement.priority", placed(priority=PRIORITY_MIN - 1)),
+    ("placement.tolerations", placed(tolerations=(Label("a", ""),) * (LABELS_MAX + 1))),
+    ("placement.tolerations[0]", placed(tolerations=(Label("a b", ""),))),
+    ("placement.prefer_labels", placed(prefer_labels=(Label("a", ""),) * (LABELS_MAX + 1))),
+    ("placement.prefer_labels[0]", placed(prefer_labels=(Label("zone", "a\nb"),))),
+    ("placement.parent_affinity", placed(parent_affinity=Affinity.NEAR)),
+    ("placement.group", placed(group="A b", group_size=2)),
+    ("placement.group_size", placed(group="a", group_size=1)),
+    ("placement.group_size", placed(group="a", group_size=GROUP_SIZE_MAX + 1)),
+    ("placement.group_size", placed(group_size=2)),
     ("require_labels[0]", label("")),
     ("require_labels[0]", label("a b")),
     ("require_labels[0]", label("zone", "a\nb")),
@@ -214,7 +245,6 @@ def test_what_is_invalid(field: str, spec: SandboxSpec) -> None:
 
 
 UNBUILT = [
-    ("resources.gpus", resources(gpus=1)),
     ("network.mode", spec_with(network=Network(NetworkMode.ALLOW))),
     ("network.mode", spec_with(network=Network(NetworkMode.BRIDGED))),
     ("network.egress_allow", spec_with(network=Network(egress_allow=("example.com",)))),

@@ -7,11 +7,14 @@ import pytest
 
 from fleet.model.admission import FieldRefusal
 from fleet.model.sandbox import (
+    Affinity,
     Agent,
     EnvVar,
     ImageRef,
+    Label,
     Network,
     NetworkMode,
+    Placement,
     Resources,
     Restart,
     SandboxSpec,
@@ -114,6 +117,34 @@ def test_every_field_reaches_the_spec() -> None:
     assert (shared.host, shared.guest, shared.readonly) == (Path("/data/src"), "/workspace", True)
 
 
+def test_where_it_would_be_reaches_the_spec() -> None:
+    """Devices, priority, taints, preferences and the group are asked for as they are written."""
+    jcard = parse(
+        AGENT
+        + """
+        [resources]
+        gpus = 2
+        gpu_fraction = 0.25
+        gpu_models = ["A100", "H100"]
+        gpu_memory = "40GiB"
+        [placement]
+        priority = 5
+        group = "night"
+        group_size = 3
+        [placement.tolerates]
+        kept = "research"
+        [placement.prefers]
+        zone = "a"
+        """
+    )
+    assert jcard.faults == ()
+    assert jcard.spec.resources == Resources(
+        gpus=2, gpu_milli=250, gpu_models=("A100", "H100"), gpu_memory_mib=40 * 1024
+    )
+    kept, zone = Label("kept", "research"), Label("zone", "a")
+    assert jcard.spec.placement == Placement(5, (kept,), (zone,), Affinity.ANY, "night", 3)
+
+
 @pytest.mark.parametrize(
     ("text", "field", "code"),
     [
@@ -131,7 +162,21 @@ def test_every_field_reaches_the_spec() -> None:
         (AGENT + '[resources]\nmemory = "300000KiB"', "resources.memory", "field_invalid"),
         (AGENT + "[resources]\ndisk = 20", "resources.disk", "type_invalid"),
         (AGENT + '[resources]\ndisk = "1MiB"', "resources.disk", "field_invalid"),
-        (AGENT + "[resources]\ngpus = 1", "resources.gpus", "not_enforceable"),
+        (AGENT + "[resources]\ngpus = 17", "resources.gpus", "field_invalid"),
+        (AGENT + "[resources]\ngpus = 1\ngpu_fraction = 1.5", "resources.gpu_fraction", "field_invalid"),
+        (AGENT + '[resources]\ngpus = 1\ngpu_fraction = "half"', "resources.gpu_fraction", "type_invalid"),
+        (AGENT + "[resources]\ngpu_fraction = 0.5", "resources.gpu_fraction", "field_invalid"),
+        (AGENT + '[resources]\ngpu_models = ["a b"]\ngpus = 1', "resources.gpu_models[0]", "field_invalid"),
+        (AGENT + '[resources]\ngpu_memory = "1GiB"', "resources.gpu_memory", "field_invalid"),
+        (AGENT + "[placement]\npriority = 1001", "placement.priority", "field_invalid"),
+        (AGENT + '[placement]\npriority = "high"', "placement.priority", "type_invalid"),
+        (AGENT + '[placement.tolerates]\n"a b" = "x"', "placement.tolerates.a b", "field_invalid"),
+        (AGENT + '[placement.prefers]\nzone = "a b"', "placement.prefers.zone", "field_invalid"),
+        (AGENT + '[placement]\nparent = "near"', "placement.parent", "field_invalid"),
+        (AGENT + '[placement]\nparent = "far"', "placement.parent", "field_invalid"),
+        (AGENT + '[placement]\ngroup = "A"\ngroup_size = 2', "placement.group", "field_invalid"),
+        (AGENT + '[placement]\ngroup = "a"', "placement.group_size", "field_invalid"),
+        (AGENT + "[placement]\ngroup_size = 2", "placement.group_size", "field_invalid"),
         ("resources = 4\n" + AGENT, "resources", "type_invalid"),
         (AGENT + '[network]\nmode = "nat"', "network.mode", "not_enforceable"),
         (AGENT + '[network]\nmode = "allow"', "network.mode", "not_enforceable"),

@@ -20,6 +20,10 @@ forwards = [{}]
 NAME = "x"
 [requires]
 NAME = "x"
+[placement.tolerates]
+NAME = "x"
+[placement.prefers]
+NAME = "x"
 [[agents]]
 env = { NAME = "x" }
 gang = true
@@ -39,9 +43,9 @@ def asked_fields() -> set[str]:
         read_jcard(text, Path("/work/x"), reading)
         found |= {re.sub(r"\[\[(.*?)\]\]\[\d+\]", r"\1", name) for name in reading.asked}
     found = {re.sub(r"^agents\.", "agent.", name) for name in found}
-    own = ("secrets", "requires", "agent.env")
+    own = ("secrets", "requires", "placement.tolerates", "placement.prefers", "agent.env")
     found = {re.sub(rf"^({'|'.join(map(re.escape, own))})\.NAME$", r"\1.*", name) for name in found}
-    tables = {"resources", "network", *own}
+    tables = {"resources", "network", "placement", *own}
     return found - tables
 
 
