@@ -393,7 +393,8 @@ FIELDS = (
         "string",
         f"`{_AGENT.restart}`",
         "`no`, `on-failure`, `always`",
-        "by the real exit code; after 1 s, doubling to a minute, and 1 s again once it has run for a minute",
+        "by the real exit code; after 1 s, doubling to a minute, and 1 s again once it has run for a minute. "
+        "A sandbox of which an agent restarts begins anew elsewhere when its host is lost or drained",
         (f"{_E2E}::test_restart_on_failure", f"{_E2E}::test_restart_always_up_to_max"),
     ),
     Field(
