@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fleet.model.assignment import Assignment
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant
 from fleet.model.sandbox import Agent, Artifact, Goal, Network, NetworkMode, Phase, Reason, SandboxSpec, StageName
-from hostd.reconcile.diff import VM_DIED, VM_UNSTARTABLE, Action, Desired, Step, diff, is_released
+from hostd.reconcile.diff import BEGINNINGS, VM_DIED, VM_UNSTARTABLE, Action, Desired, Step, diff, is_released
 from hostd.reconcile.progress import (
     POWEROFF_S_MAX,
     STARTS_MAX,
@@ -346,3 +346,34 @@ def find_failure(host: HostModel) -> str:
     assert host.desired is not None
     assert host.desired.progress.failure is not None
     return host.desired.progress.failure.code
+
+
+@given(host=HOSTS, cuts=st.lists(st.integers(0, 6), max_size=8))
+def test_nothing_begins_past_a_shut_fence(host: HostModel, cuts: list[int]) -> None:
+    """However a host looks, no VM starts or runs on while the fence is shut; what ends still ends; opened, all is as ever."""
+    assert host.desired is not None
+    host.desired = replace(host.desired, may_begin=False)
+    was_running = host.domain is DomainState.RUNNING
+    for cut in [*cuts, 9, 9, 9]:
+        actions = host.diff()
+        assert not BEGINNINGS & {action.step for action in actions}
+        host.apply(actions[:cut])
+        assert was_running or host.domain is not DomainState.RUNNING
+    assert host.diff() == ()
+    if host.desired is not None:
+        host.desired = replace(host.desired, may_begin=True)
+    for _ in range(PASSES_MAX):
+        host.apply(host.diff())
+    assert host.diff() == ()
+
+
+@pytest.mark.parametrize("may_begin", [False, True])
+def test_a_paused_guest_keeps_its_time_to_power_off(may_begin: bool) -> None:
+    """A pause by the fence does not cut off the disk of a VM that powers off; it runs on for that once it may."""
+    host = make_running()
+    assert host.desired is not None
+    progress = reach_stage(stop(host.desired.progress, 5), StageName.ARTIFACT_STORED, 6)
+    progress = replace(progress, artifact=Artifact(DIGEST, 1, 0))
+    host.desired = Desired(host.desired.order, progress, 7, may_begin)
+    host.domain = DomainState.PAUSED
+    assert [action.step for action in host.diff()] == ([Step.RESUME_DOMAIN] if may_begin else [])
