@@ -98,7 +98,7 @@ class Cluster:
     def set_popularity(self, popularity: Sequence[tuple[Shape, int]]) -> None:
         """Says what the sandboxes to come look like: shapes with how often each is asked for; none: what nobody knows better."""
         self._popularity = tuple(popularity) or DEFAULT_POPULARITY
-        self._hosts.set_values(Values(self._popularity, self._hosts.kinds.values))
+        self._hosts.set_values(Values(self._popularity, self._hosts.kinds.values, self.weights.fragmentation))
         self._drop_rows()
 
     def take(self, host_id: HostId, share: Share) -> None:

@@ -6,7 +6,7 @@ switch and on one NUMA node, and what the idle devices are worth (fragmentation.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
@@ -34,8 +34,10 @@ ACCELERATORS = tuple(Accelerator)
 # The first rows of the block: what is free, of which all but the last have shares of a whole; IDLE are thousandths of devices.
 VCPU, MEMORY, DISK, IDLE, SLOTS = range(5)
 FREE, PER_UNIT = slice(0, 5), slice(5, 9)
-ACCELERATOR, HOST_KIND, HAS_DEVICES, WHOLE_DEVICES, VALUE, SWITCH_MOST, NODE_MOST = range(9, 16)
-DEVICE_ROWS = 16
+ACCELERATOR, PART, HAS_DEVICES, WHOLE_DEVICES, VALUE, SWITCH_MOST, NODE_MOST, NODE_VCPU, NODE_MEMORY = range(9, 18)
+# From here on what is free of each device, and then its kind.
+DEVICE_ROWS = 18
+UNBOUNDED = np.iinfo(np.int64).max
 
 V = TypeVar("V", bound=Hashable)
 
@@ -58,11 +60,14 @@ class Interned(Generic[V]):
 
 @dataclass(slots=True)
 class Board:
-    """The devices of one host by their rows, and what of them was looked at last."""
+    """One host's devices and NUMA nodes with what is free of each, and the level of vCPUs that it was last looked at with."""
 
     gpus: tuple[Gpu, ...] = ()
-    slots: dict[str, int] | None = None
+    kind: int = 0
+    slots: dict[str, int] = field(default_factory=dict)
+    free: list[int] = field(default_factory=list)
     level: int = -1
+    nodes: dict[int, list[int]] = field(default_factory=dict)
 
 
 class Change(Enum):
@@ -92,33 +97,26 @@ class Hosts:
         self.version = 0
         self.has_nodes = False
         self.values = Values()
-        self._allocate(0, 0, 0)
+        self._allocate(0, 0)
 
     _ASIDE = ("capacity", "status", "losses", "aspects")
 
-    def _allocate(self, hosts: int, devices: int, nodes: int) -> None:
-        self.room, self.devices, self.nodes = hosts, devices, nodes
+    def _allocate(self, hosts: int, devices: int) -> None:
+        self.room, self.devices = hosts, devices
         self.capacity = np.zeros((5, hosts), np.int64)
         self.status = np.zeros(hosts, np.int64)
         self.losses = np.zeros(hosts, np.int64)
         self.aspects = np.zeros((4, hosts), np.int64)
-        self._divide(np.zeros((DEVICE_ROWS + 2 * devices + 2 * nodes, hosts), np.int64))
+        self._divide(np.zeros((DEVICE_ROWS + 2 * devices, hosts), np.int64))
 
     def _divide(self, block: Ints) -> None:
         self.block = block
         self.free, self.per_unit = block[FREE], block[PER_UNIT]
-        self.accelerator, self.host_kind, self.has_devices = block[ACCELERATOR], block[HOST_KIND], block[HAS_DEVICES]
+        self.accelerator, self.part, self.has_devices = block[ACCELERATOR], block[PART], block[HAS_DEVICES]
         self.whole, self.value = block[WHOLE_DEVICES], block[VALUE]
         self.switch_most, self.node_most = block[SWITCH_MOST], block[NODE_MOST]
-        kinds, nodes = self.device_kinds.start, self.device_kinds.stop
-        self.device_free, self.device_kind = block[DEVICE_ROWS:kinds], block[kinds:nodes]
-        # Free vCPUs of each NUMA node, then memory; a host without nodes has one, of which nothing is ever taken.
-        self.node_free = block[nodes:].reshape(2, self.nodes, self.room)
-
-    @property
-    def device_kinds(self) -> slice:
-        """The rows of the block with the devices' kinds; those before, up to DEVICE_ROWS, have what is free of each."""
-        return slice(DEVICE_ROWS + self.devices, DEVICE_ROWS + 2 * self.devices)
+        self.device_kinds = DEVICE_ROWS + self.devices
+        self.device_free, self.device_kind = block[DEVICE_ROWS : self.device_kinds], block[self.device_kinds :]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -151,9 +149,8 @@ class Hosts:
         self._write_status(place, view)
         self._write_free(place, reserved)
         self._write_nodes(place, view)
-        self.device_free[: len(self.boards[place].gpus), place] = DEVICE_MILLI
+        self._free_devices(place)
         self._shift_devices(place, reserved.gpus, 1)
-        self.boards[place].level = -1
         self.refresh(place)
         if (status, losses) != (self.status[place], self.losses[place]):
             return Change.KIND
@@ -182,13 +179,11 @@ class Hosts:
 
     def _make_room(self, hosts: int, record: HostRecord) -> None:
         devices = max(self.devices, min(len(record.gpus), DEVICES_MAX))
-        nodes = max(self.nodes, len(record.numa_nodes), 1)
-        if hosts <= self.room and (devices, nodes) == (self.devices, self.nodes):
+        if hosts <= self.room and devices == self.devices:
             return
-        old = {name: getattr(self, name) for name in (*self._ASIDE, "device_free", "device_kind", "node_free")}
+        old = {name: getattr(self, name) for name in (*self._ASIDE, "device_free", "device_kind")}
         head = self.block[:DEVICE_ROWS]
-        self._allocate(self.room if hosts <= self.room else hosts + hosts // 2 + 16, devices, nodes)
-        self.node_free[:] = -1
+        self._allocate(self.room if hosts <= self.room else hosts + hosts // 2 + 16, devices)
         self.block[:DEVICE_ROWS, : head.shape[1]] = head
         for name, array in old.items():
             getattr(self, name)[tuple(slice(0, size) for size in array.shape)] = array
@@ -225,28 +220,35 @@ class Hosts:
     def _write_devices(self, place: int, record: HostRecord, reserved: Reservation) -> None:
         gpus = tuple(sorted(record.gpus, key=lambda gpu: gpu.device_id)[:DEVICES_MAX])
         kinds = [self.kinds.number(DeviceKind(gpu.model, gpu.memory_mib, gpu.is_shareable)) for gpu in gpus]
-        self.boards[place] = Board(gpus, {gpu.device_id: slot for slot, gpu in enumerate(gpus)})
+        kind = kinds[0] if kinds else 0
+        self.boards[place] = Board(gpus, kind, {gpu.device_id: slot for slot, gpu in enumerate(gpus)})
         self.device_free[:, place] = 0
         self.device_kind[:, place] = 0
-        self.device_free[: len(gpus), place] = DEVICE_MILLI
         self.device_kind[: len(gpus), place] = kinds
-        self.host_kind[place] = kinds[0] if kinds else 0
+        self.part[place] = self.values.part_of(kind)
         self.has_devices[place] = bool(kinds)
+        self._free_devices(place)
         self.whole[place] = self.value[place] = self.switch_most[place] = self.node_most[place] = 0
         self._shift_devices(place, reserved.gpus, 1)
 
+    def _free_devices(self, place: int) -> None:
+        board = self.boards[place]
+        board.free, board.level = [DEVICE_MILLI] * len(board.gpus), -1
+        self.device_free[: len(board.gpus), place] = DEVICE_MILLI
+
     def _write_nodes(self, place: int, view: HostView) -> None:
-        nodes = view.record.numa_nodes
-        self.has_nodes = self.has_nodes or len(nodes) > 1
-        self.node_free[:, :, place] = -1
+        nodes, overcommit = view.record.numa_nodes, view.record.vcpu_overcommit_milli
+        self.block[NODE_VCPU, place] = self.block[NODE_MEMORY, place] = UNBOUNDED
         if len(nodes) < 2:
-            self.node_free[:, 0, place] = np.iinfo(np.int64).max
             return
-        overcommit = view.record.vcpu_overcommit_milli
-        for slot, node in enumerate(nodes):
-            used = [one for one in view.numa_used if one.node == node.node]
-            vcpus = node.vcpus * overcommit * VCPU_MILLI // 1000 - sum(one.vcpus for one in used) * VCPU_MILLI
-            self.node_free[:, slot, place] = (vcpus, node.memory_mib - sum(one.memory_mib for one in used))
+        self.has_nodes = True
+        free = {one.node: [one.vcpus * overcommit * VCPU_MILLI // 1000, one.memory_mib] for one in nodes}
+        for one in view.numa_used:
+            if one.node in free:
+                free[one.node][0] -= one.vcpus * VCPU_MILLI
+                free[one.node][1] -= one.memory_mib
+        self.boards[place].nodes = free
+        self.block[NODE_VCPU : NODE_MEMORY + 1, place] = max(free.values())
 
     def shift(self, place: int, share: Share, sign: int) -> None:
         """Gives a share away (1) or takes it back (-1)."""
@@ -257,25 +259,29 @@ class Hosts:
         free[SLOTS, place] -= sign * share.sandboxes
         if share.numa_node != ANY_NODE:
             self._shift_node(place, share, sign)
+        board = self.boards[place]
         if share.gpus:
             self._shift_devices(place, share.gpus, sign)
-            self.boards[place].level = -1
-        if self.boards[place].gpus:
+        if board.gpus:
             self.refresh(place)
 
     def _shift_devices(self, place: int, shares: tuple[GpuShare, ...], sign: int) -> None:
-        slots = self.boards[place].slots or {}
+        board = self.boards[place]
         for one in shares:
-            slot = slots.get(one.device_id)
+            slot = board.slots.get(one.device_id)
             if slot is not None:
-                self.device_free[slot, place] -= sign * one.milli
+                board.free[slot] -= sign * one.milli
+                # What is given away twice, by a reservation that is wrong, is not there; the look-ups know no less than nothing.
+                self.device_free[slot, place] = max(0, board.free[slot])
+        board.level = -1
 
     def _shift_node(self, place: int, share: Share, sign: int) -> None:
-        nodes = self.views[place].record.numa_nodes
-        slot = next((slot for slot, node in enumerate(nodes) if node.node == share.numa_node), None)
-        if slot is not None and len(nodes) > 1:
-            self.node_free[0, slot, place] -= sign * share.vcpu_milli
-            self.node_free[1, slot, place] -= sign * share.memory_mib
+        nodes = self.boards[place].nodes
+        node = nodes.get(share.numa_node)
+        if node is not None:
+            node[0] -= sign * share.vcpu_milli
+            node[1] -= sign * share.memory_mib
+            self.block[NODE_VCPU : NODE_MEMORY + 1, place] = max(nodes.values())
 
     def refresh(self, place: int) -> None:
         """What follows from a host's free devices and vCPUs, where they are others than at the last look."""
@@ -284,15 +290,15 @@ class Hosts:
         if board.level == level or not board.gpus:
             return
         is_new, board.level = board.level < 0, level
-        free = self.device_free[:, place].tolist()
-        self.value[place] = self.values.of_host(int(self.host_kind[place]), level, free)
+        free = board.free
+        self.value[place] = self.values.of_host(board.kind, level, free)
         if not is_new:
             return
-        self.free[IDLE, place] = sum(free)
+        self.free[IDLE, place] = sum(one for one in free if one > 0)
         self.whole[place] = free.count(DEVICE_MILLI)
         switches: dict[str, int] = {}
         nodes: dict[int, int] = {}
-        for gpu, left in zip(board.gpus, free, strict=False):
+        for gpu, left in zip(board.gpus, free, strict=True):
             if left == DEVICE_MILLI:
                 switches[gpu.pcie_switch] = switches.get(gpu.pcie_switch, 0) + 1
                 nodes[gpu.numa_node] = nodes.get(gpu.numa_node, 0) + 1
@@ -303,5 +309,6 @@ class Hosts:
         """What idle devices are worth from now on."""
         self.values = values
         for place in np.flatnonzero(self.has_devices[: len(self.ids)]).tolist():
-            self.boards[place].level = -1
+            board = self.boards[place]
+            board.level, self.part[place] = -1, values.part_of(board.kind)
             self.refresh(place)

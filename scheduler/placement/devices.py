@@ -10,19 +10,17 @@ from fleet.model.assignment import ANY_NODE, GpuShare
 from fleet.model.host import Gpu
 from scheduler.placement.columns import VCPU, Hosts
 from scheduler.placement.demand import DEVICE_MILLI
+from scheduler.placement.fragmentation import FREES
 from scheduler.placement.rows import Row
 
 
 def choose_devices(row: Row, place: int) -> tuple[GpuShare, ...]:
     """The devices for the row's class on a host that can carry it, in the order of their ids."""
     hosts, demand = row.hosts, row.demand
-    free = hosts.device_free[:, place].tolist()
-    eligible = row.eligible(hosts.device_kind[:, place]).tolist()
-    able = [
-        (gpu, slot)
-        for slot, gpu in enumerate(hosts.boards[place].gpus)
-        if eligible[slot] and free[slot] >= demand.gpu_milli
-    ]
+    board = hosts.boards[place]
+    free = board.free
+    eligible = row.eligible(hosts.device_kind[: len(free), place]).tolist()
+    able = [(gpu, slot) for slot, gpu in enumerate(board.gpus) if eligible[slot] and free[slot] >= demand.gpu_milli]
     if demand.is_fraction:
         costs = _costs(row, place, free)
         chosen = [gpu for gpu, _ in sorted(able, key=lambda one: (costs[one[1]], one[1]))[: demand.gpus]]
@@ -34,9 +32,10 @@ def choose_devices(row: Row, place: int) -> tuple[GpuShare, ...]:
 def _costs(row: Row, place: int, free: Sequence[int]) -> list[int]:
     """What giving a part of each device away costs in worth, with the host's vCPUs already given."""
     hosts, milli = row.hosts, row.demand.gpu_milli
-    values, kind = hosts.values, int(hosts.host_kind[place])
+    values, kind = hosts.values, hosts.boards[place].kind
     level = values.level_of(int(hosts.free[VCPU, place]) - row.demand.vcpu_milli)
-    table, counts = values.by_free[kind, level], values.by_count[kind, level]
+    table = values.table[kind, level]
+    counts = table[FREES:]
     whole = free.count(DEVICE_MILLI)
     opening = int(counts[whole] - counts[whole - 1]) if whole else 0
     return [
@@ -66,10 +65,9 @@ def choose_node(hosts: Hosts, place: int, need: tuple[int, int], gpus: Sequence[
     record = hosts.views[place].record
     if len(record.numa_nodes) == 1:
         return record.numa_nodes[0].node
-    free = hosts.node_free[:, : len(record.numa_nodes), place].tolist()
     able = [
-        (memory - need[1], node.node)
-        for node, vcpus, memory in zip(record.numa_nodes, *free, strict=True)
+        (memory - need[1], node)
+        for node, (vcpus, memory) in hosts.boards[place].nodes.items()
         if vcpus >= need[0] and memory >= need[1]
     ]
     if gpus and len(able) > 1:

@@ -28,6 +28,7 @@ TYPICAL_PERCENT = 95
 # As many devices as a host's arrays hold.
 COUNTS = 17
 FREES = DEVICE_MILLI + 1
+STRIDE = FREES + COUNTS
 
 
 # Until records say otherwise: parts of devices and single ones for inference and small training, whole hosts' for large training.
@@ -53,43 +54,54 @@ NO_DEVICES = DeviceKind("", -1, False)
 
 
 class Values:
-    """Tables of worth for one popularity of shapes, one part for each kind of device; in millionths of one device."""
+    """Tables of worth for one popularity of shapes, by kind of device and level of free vCPUs; in `scale` millionths of a device.
+
+    `table` has for each what one device is worth by what is free of it, and then what wholly free ones are worth by their number;
+    `flat_free` and `flat_count` are the same in one row, STRIDE apart, so that a look-up is one addition.
+    """
 
     def __init__(
-        self, popularity: Sequence[tuple[Shape, int]] = (), kinds: Sequence[DeviceKind] = (NO_DEVICES,)
+        self,
+        popularity: Sequence[tuple[Shape, int]] = (),
+        kinds: Sequence[DeviceKind] = (NO_DEVICES,),
+        scale: int = 1,
     ) -> None:
         typical = _typical(popularity)
         self.kinds = len(kinds)
         self.levels = _levels(typical)
-        self.by_free = np.zeros((len(kinds), len(self.levels) + 1, FREES), np.int64)
-        self.by_count = np.zeros((len(kinds), len(self.levels) + 1, COUNTS), np.int64)
+        self.table = np.zeros((len(kinds), len(self.levels) + 1, STRIDE), np.int64)
         for shape, weight in typical:
             if shape.gpus:
                 self._add(shape, weight, kinds)
-        self.flat_free = self.by_free.reshape(-1)
-        self.flat_count = self.by_count.reshape(-1)
+        self.table *= scale
+        self.flat_free = self.table.reshape(-1)
+        self.flat_count = self.flat_free[FREES:]
         self._level_list: list[int] = self.levels.tolist()
 
     def _add(self, shape: Shape, weight: int, kinds: Sequence[DeviceKind]) -> None:
         takes = takes_device(shape)
         level = int(np.searchsorted(self.levels, shape.vcpu_milli, "left")) + 1
+        free, count = np.arange(FREES), np.arange(COUNTS)
         for number, kind in enumerate(kinds):
             if kind == NO_DEVICES or not takes(kind.model, kind.memory_mib, kind.is_shareable):
                 continue
             if shape.gpu_milli < DEVICE_MILLI:
-                free = np.arange(FREES)
-                self.by_free[number, level:] += np.where(free >= shape.gpu_milli, free * weight // DEVICE_MILLI, 0)
+                usable = np.where(free >= shape.gpu_milli, free * weight // DEVICE_MILLI, 0)
+                self.table[number, level:, :FREES] += usable
             else:
-                count = np.arange(COUNTS)
-                self.by_count[number, level:] += np.where(count >= shape.gpus, count * weight, 0)
+                self.table[number, level:, FREES:] += np.where(count >= shape.gpus, count * weight, 0)
+
+    def part_of(self, kind: int) -> int:
+        """Where the tables of a kind of devices begin in the flat ones."""
+        return kind * (len(self.levels) + 1) * STRIDE
 
     def of_host(self, kind: int, level: int, free: Sequence[int]) -> int:
         """What the devices of a host of that kind are worth, by the level of its free vCPUs and by what is free of each."""
         if kind >= self.kinds:
             return 0
-        table = self.by_free[kind, level]
-        worth = sum(int(table[one]) for one in free if 0 < one <= DEVICE_MILLI)
-        return worth + int(self.by_count[kind, level, free.count(DEVICE_MILLI)])
+        table = self.table[kind, level]
+        worth = sum(int(table[one]) for one in free if one > 0)
+        return worth + int(table[FREES + free.count(DEVICE_MILLI)])
 
     def level_of(self, vcpu_milli: int) -> int:
         """How many of the levels are free."""

@@ -18,10 +18,12 @@ from scheduler.placement.columns import (
     DEVICE_ROWS,
     FREE,
     HAS_DEVICES,
-    HOST_KIND,
     IDLE,
     MEMORY,
+    NODE_MEMORY,
     NODE_MOST,
+    NODE_VCPU,
+    PART,
     PER_UNIT,
     SHARE_BITS,
     SLOTS,
@@ -35,7 +37,7 @@ from scheduler.placement.columns import (
     Ints,
 )
 from scheduler.placement.demand import DEVICE_MILLI, Demand, takes_device
-from scheduler.placement.fragmentation import COUNTS, FREES, NO_DEVICES, DeviceKind
+from scheduler.placement.fragmentation import NO_DEVICES, STRIDE, DeviceKind
 from scheduler.placement.hosts import OPEN
 from scheduler.placement.weights import Weights
 
@@ -70,7 +72,7 @@ class Row:
         self.weights = weights
         self.seen = self.altered = 0
         packing = (weights.vcpu_packing, weights.memory_packing, weights.disk_packing, weights.balance)
-        self._packing = np.array(packing, np.int64).reshape(-1, 1)
+        self._packing = np.array(packing, np.int64)
         self.need = np.array([self._need_on(one) for one in ACCELERATORS], np.int64).T.copy()
         labels, tolerated = frozenset(demand.labels), frozenset(demand.tolerations)
         # Labels, taints, network modes and images, in the order of `aspects`.
@@ -129,20 +131,18 @@ class Row:
 
     def evaluate(self, places: Places, terms: dict[str, Ints] | None = None) -> Ints:
         """The scores of some hosts, NEARLY_NEVER or below for those that cannot; `terms` takes up each part, weighted."""
-        hosts, weights, demand = self.hosts, self.weights, self.demand
+        hosts, demand = self.hosts, self.demand
         at, base = _gather(hosts.block, places), _gather(self.base, places)
         left = at[FREE] - self.need.take(at[ACCELERATOR], axis=1)
         fits: Bools = np.minimum.reduce(left, axis=0) >= 0
         shares = left[:SLOTS] * at[PER_UNIT]
         shares >>= SHARE_BITS
         shares[IDLE] = np.abs(shares[VCPU] - shares[IDLE]) * at[HAS_DEVICES]
-        shares *= self._packing
-        score: Ints = base - np.add.reduce(shares, axis=0)
+        score: Ints = base - self._packing @ shares
         parts: dict[str, Ints] = {}
         if hosts.devices:
-            worth, can = self._devices(at, left[VCPU])
+            parts["fragmentation"], can = self._devices(at, left[VCPU])
             fits &= can
-            parts["fragmentation"] = worth * weights.fragmentation
         elif demand.gpus:
             fits[:] = False
         if demand.gpus > 1 and not demand.is_fraction:
@@ -153,9 +153,8 @@ class Row:
             score += part
         if terms is not None:
             names = ("vcpu_packing", "memory_packing", "disk_packing", "balance")
-            terms.update(parts, host=base, **dict(zip(names, -shares, strict=True)))
-        score[~fits] = NEVER
-        return score
+            terms.update(parts, host=base, **dict(zip(names, shares * -self._packing[:, None], strict=True)))
+        return np.where(fits, score, NEVER)
 
     def eligible(self, kinds: Ints) -> Bools:
         """Which devices of those kinds can serve the class when free."""
@@ -163,39 +162,49 @@ class Row:
         return able
 
     def _devices(self, at: Ints, vcpu_left: Ints) -> tuple[Ints, Bools | bool]:
-        """By how much the worth of each host's devices changes, and whether they suffice."""
-        hosts, demand, values = self.hosts, self.demand, self.hosts.values
-        free = at[DEVICE_ROWS : hosts.device_kinds.start]
-        level = values.levels.searchsorted(vcpu_left, "right")
-        part = at[HOST_KIND] * (len(values.levels) + 1) + level
-        offsets, counts = part * FREES, part * COUNTS + at[WHOLE_DEVICES]
-        worth = values.flat_free.take(np.maximum(free, 0) + offsets)
-        after: Ints = np.add.reduce(worth, axis=0) - at[VALUE]
+        """By how much the worth of each host's devices changes, weighted, and whether they suffice."""
+        demand, values = self.demand, self.hosts.values
+        free = at[DEVICE_ROWS : self.hosts.device_kinds]
+        offsets = values.levels.searchsorted(vcpu_left, "right")
+        offsets *= STRIDE
+        offsets += at[PART]
+        worth = values.flat_free.take(free + offsets)
+        after: Ints = np.add.reduce(worth, axis=0)
+        after -= at[VALUE]
+        counts = offsets + at[WHOLE_DEVICES]
         if not demand.gpus:
-            return after + values.flat_count.take(counts), True
-        eligible = self.eligible(at[hosts.device_kinds])
-        if not demand.is_fraction:
-            can: Bools = np.add.reduce((free == DEVICE_MILLI) & eligible, axis=0) >= demand.gpus
-            after += values.flat_count.take(np.where(can, counts - demand.gpus, 0))
-            return after - demand.gpus * values.flat_free.take(offsets + DEVICE_MILLI), can
-        after += values.flat_count.take(counts)
-        return self._fractions(free, eligible, worth, (after, offsets, counts))
+            after += values.flat_count.take(counts)
+            return after, True
+        # Every device that there is can serve it: then what is free of those that are not there excludes them.
+        takes_all = self._device_ok.holds_for_all(1)
+        if demand.is_fraction:
+            able = free >= demand.gpu_milli
+            if not takes_all:
+                able &= self.eligible(at[self.hosts.device_kinds :])
+            after += values.flat_count.take(counts)
+            return self._fractions(free, able, worth, (after, offsets, counts))
+        if takes_all:
+            can: Bools = at[WHOLE_DEVICES] >= demand.gpus
+        else:
+            able = (free == DEVICE_MILLI) & self.eligible(at[self.hosts.device_kinds :])
+            can = np.add.reduce(able, axis=0) >= demand.gpus
+        after += values.flat_count.take(np.where(can, counts - demand.gpus, 0))
+        after -= demand.gpus * values.flat_free.take(offsets + DEVICE_MILLI)
+        return after, can
 
-    def _fractions(self, free: Ints, eligible: Bools, worth: Ints, at: tuple[Ints, Ints, Ints]) -> tuple[Ints, Bools]:
+    def _fractions(self, free: Ints, able: Bools, worth: Ints, at: tuple[Ints, Ints, Ints]) -> tuple[Ints, Bools]:
         """Parts of devices: the one whose use costs the least worth, as many times as devices are asked for."""
         after, offsets, counts = at
         values, demand = self.hosts.values, self.demand
-        able = eligible & (free >= demand.gpu_milli)
-        can: Bools = np.add.reduce(able, axis=0) >= demand.gpus
         opening = values.flat_count.take(counts) - values.flat_count.take(np.maximum(counts - 1, 0))
-        cost = worth - values.flat_free.take(np.where(able, free - demand.gpu_milli, 0) + offsets)
+        cost = worth - values.flat_free.take(np.maximum(free - demand.gpu_milli, 0) + offsets)
         cost += (free == DEVICE_MILLI) * opening
-        cost[~able] = -NEVER
+        cost = np.where(able, cost, -NEVER)
         if demand.gpus == 1:
-            after = after - np.minimum.reduce(cost, axis=0)
-        else:
-            after = after - np.where(can, np.add.reduce(np.sort(cost, axis=0)[: demand.gpus], axis=0), 0)
-        return np.where(can, after, 0), can
+            least = np.minimum.reduce(cost, axis=0)
+            return after - least, least < -NEVER
+        can: Bools = np.add.reduce(able, axis=0) >= demand.gpus
+        return after - np.where(can, np.add.reduce(np.sort(cost, axis=0)[: demand.gpus], axis=0), 0), can
 
     def _device_fit(self, at: Ints) -> Ints:
         """Whether the devices asked for are behind one switch (all), or on one NUMA node (half)."""
@@ -204,12 +213,9 @@ class Row:
         return fit
 
     def _node_fit(self, at: Ints) -> Ints:
-        """Whether vCPUs and memory fit on one NUMA node."""
-        nodes = self.hosts.nodes
-        free = at[self.hosts.device_kinds.stop :]
-        memory = self.need[MEMORY].take(at[ACCELERATOR])
-        fits = (free[:nodes] >= self.demand.vcpu_milli) & (free[nodes:] >= memory)
-        fit: Ints = np.logical_or.reduce(fits, axis=0) * np.int64(self.weights.numa_fit * WHOLE)
+        """Whether vCPUs and memory fit on the NUMA node with the most free vCPUs."""
+        fits = (at[NODE_VCPU] >= self.demand.vcpu_milli) & (at[NODE_MEMORY] >= self.need[MEMORY].take(at[ACCELERATOR]))
+        fit: Ints = fits * np.int64(self.weights.numa_fit * WHOLE)
         return fit
 
 
@@ -232,11 +238,23 @@ class _Table(Generic[V]):
         self._values = values
         self._answer = answer
         self._answers = np.zeros(0, np.int64)
+        # Of how many answers, and whether all are yes.
+        self._asked_all = (-1, False)
 
     def look_up(self, numbers: Ints) -> Ints:
         """The answers for values by their numbers."""
+        self._ask()
+        return self._answers.take(numbers)
+
+    def holds_for_all(self, first: int) -> bool:
+        """Whether the answer is yes for every value from that number on."""
+        self._ask()
+        if self._asked_all[0] != len(self._answers):
+            self._asked_all = len(self._answers), bool(self._answers[first:].all())
+        return self._asked_all[1]
+
+    def _ask(self) -> None:
         known = len(self._answers)
         if known < len(self._values):
             more = [self._answer(value) for value in self._values[known:]]
             self._answers = np.concatenate([self._answers, np.array(more, np.int64)])
-        return self._answers[numbers]
