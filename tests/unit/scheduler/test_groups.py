@@ -1,11 +1,12 @@
 """Groups: their members are placed together or not at all, and wait for each other."""
 
+from dataclasses import replace
+
 import pytest
 
 from fleet.model.admission import GROUP_SIZE_MAX
 from fleet.model.host import Capacity
-from fleet.model.ids import HostId
-from fleet.model.sandbox import Placement, Resources, SandboxRecord
+from fleet.model.sandbox import Label, Placement, Resources, SandboxRecord
 from fleet.store.port import TRANSACTION_OPS_MAX
 from scheduler.commit import plan_changes
 from scheduler.placement import groups
@@ -77,19 +78,23 @@ def test_a_member_that_lost_its_host_is_placed_alone() -> None:
 
 
 def test_unlike_members_make_room_for_each_other() -> None:
-    """The member that only one host can carry has it, whatever the others would rather have."""
-    hosts = [
-        host("large", capacity=Capacity(4, 8192, 8192, 1), labels=()),
-        host("small", capacity=Capacity(2, 8192, 99_999, 1)),
-    ]
-    disky = record(
-        1,
-        spec=spec(1, placement=Placement(group="g", group_size=2), resources=Resources(2, 512, 9000)),
+    """A host that one member would rather have is given up to another that can have no other."""
+    zone = Label("zone", "a")
+    hosts = [host("here", capacity=NARROW, labels=(zone,)), host("there", capacity=NARROW)]
+    gang = Placement(group="g", group_size=2)
+    chooser = record(0, spec=spec(0, placement=replace(gang, prefer_labels=(zone,)), resources=Resources(2, 512, 1024)))
+    bound = record(1, spec=spec(1, placement=gang, require_labels=(zone,)))
+    alone = planned(
+        snapshot(
+            records=[replace(chooser, spec=replace(chooser.spec, placement=Placement(prefer_labels=(zone,))))],
+            hosts=hosts,
+        )
     )
-    made = planned(snapshot(records=[member(0, 2, vcpus=2), disky], hosts=hosts))
+    assert [one.host_id for one in alone.assignments] == ["here"]
+    made = planned(snapshot(records=[chooser, bound], hosts=hosts))
     assert {one.sandbox_id: one.host_id for one in made.assignments} == {
-        disky.sandbox_id: HostId("small"),
-        member(0).sandbox_id: HostId("large"),
+        chooser.sandbox_id: "there",
+        bound.sandbox_id: "here",
     }
 
 
