@@ -1,6 +1,8 @@
 """How much each part of a score counts. docs/placement.md explains every one; the scheduler's TOML has them as [weights]. PURE."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from fleet.errors import InvalidSpecError
 
 # A score is a sum of at most a dozen terms, each at most 16 devices' millionths times its weight: it stays far below 2^59.
 WEIGHT_MAX = 100_000
@@ -30,3 +32,13 @@ class Weights:
     lineage: int = 100
     tenant_spread: int = 1
     health: int = 20
+
+    def __post_init__(self) -> None:
+        """Raises InvalidSpecError for a weight that is not from 0 to WEIGHT_MAX."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if not 0 <= value <= WEIGHT_MAX:
+                message = f"{value} is not from 0 to {WEIGHT_MAX}"
+                raise InvalidSpecError(
+                    "config_invalid", message, "write a weight in that range", field=f"weights.{one.name}"
+                )
