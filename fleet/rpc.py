@@ -7,7 +7,7 @@ from __future__ import annotations  # grpc.aio classes are generic in their stub
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -111,6 +111,12 @@ def error_from_call(error: CallFailed, peer: str) -> BedplateError:
     return BedplateError(f"call_{status.name.lower()}", f"{peer}: {message}", f"see the log of {peer}")
 
 
+def error_from_result(status: str, message: str, detail: Mapping[str, str]) -> BedplateError:
+    """The error of fleet.errors that one of many answers stands for, by the name of its gRPC status."""
+    family = next((family for code, family in _FAMILIES.items() if code.name == status), BedplateError)
+    return _rebuild(family, message, detail)
+
+
 async def responses(call: Any) -> AsyncGenerator[Any, None]:
     """All messages of a call whose requests come from an iterator, then its error by the peer's word, if it has one.
 
@@ -194,7 +200,7 @@ def _error_detail(error: CallFailed) -> dict[str, str] | None:
     return None
 
 
-def _rebuild(family: type[BedplateError], message: str, detail: dict[str, str]) -> BedplateError:
+def _rebuild(family: type[BedplateError], message: str, detail: Mapping[str, str]) -> BedplateError:
     code, field, next_step = (str(detail.get(name, "")) for name in ("code", "field", "next_step"))
     if family is InvalidSpecError and field:
         return InvalidSpecError(code, message.removeprefix(f"{field}: "), next_step, field=field)

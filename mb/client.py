@@ -5,7 +5,7 @@ Sandboxes are named by id or by name within the caller's tenant. Every call has 
 
 from __future__ import annotations  # grpc.aio classes are generic in their stubs only
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,13 +14,14 @@ import grpc
 from bedplate.content.v1 import content_pb2, content_pb2_grpc
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from fleet.codec import from_message, to_message
+from fleet.errors import BedplateError
 from fleet.failover import open_failover
 from fleet.identity import SCHEDULER_SERVER_NAME
 from fleet.model.assignment import Sandbox
 from fleet.model.ids import Digest, SandboxId, Tenant
 from fleet.model.sandbox import SandboxSpec
 from fleet.model.units import MIB
-from fleet.rpc import CHUNK_BYTES, translated
+from fleet.rpc import CHUNK_BYTES, error_from_result, translated
 from mb.config import ClientConfig
 from mb.live import CALL_TIMEOUT_S, STREAM_TIMEOUT_S, Chunk, LiveCalls
 
@@ -48,6 +49,16 @@ class Client:
         request = service_pb2.CreateSandboxRequest(sandbox_id=sandbox_id, spec=to_message(spec), tenant=self._tenant)
         with translated(self._peer):
             return from_message(Sandbox, await self._sandboxes.CreateSandbox(request, timeout=CALL_TIMEOUT_S))
+
+    async def create_sandboxes(
+        self, creations: Sequence[tuple[SandboxId, SandboxSpec]]
+    ) -> list[Sandbox | BedplateError]:
+        """Many at once: the sandbox of each, or why there is none, in their order. Safe to repeat."""
+        wanted = [service_pb2.Creation(sandbox_id=one, spec=to_message(spec)) for one, spec in creations]
+        request = service_pb2.CreateSandboxesRequest(creations=wanted, tenant=self._tenant)
+        with translated(self._peer):
+            reply = await self._sandboxes.CreateSandboxes(request, timeout=CALL_TIMEOUT_S)
+        return [_made(result) for result in reply.results]
 
     async def get_sandbox(self, name: str) -> Sandbox:
         """One sandbox now; raises NotFoundError."""
@@ -131,3 +142,11 @@ async def open_client(config: ClientConfig) -> AsyncIterator[Client]:
     once = ("/bedplate.sandbox.v1.SandboxService/StartSandbox",)
     async with open_failover(config.addresses, config.tls, SCHEDULER_SERVER_NAME, once) as channel:
         yield Client(channel, config.peer, config.tenant)
+
+
+def _made(result: Any) -> Sandbox | BedplateError:
+    if not result.HasField("error"):
+        return from_message(Sandbox, result.sandbox)
+    error = result.error
+    detail = {"code": error.code, "next_step": error.next_step, "field": error.field}
+    return error_from_result(error.status, error.message, detail)

@@ -3,16 +3,18 @@
 import asyncio
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fleet.errors import UnavailableError
+from fleet.errors import BedplateError, UnavailableError
 from fleet.model.ids import SandboxId, is_sandbox_id, make_sandbox_id
 from fleet.model.sandbox import Phase
 from fleet.model.units import MIB, render_bytes
 from mb.commands.options import WaitedLongEnough, call, examples, json_option, print_json, within
+from mb.copies import COPIES_MAX, copies_of, create_copies
 from mb.exits import Exit
 from mb.moments import parse_span_s
 from mb.prepare import PackedSource, Prepared, prepared
@@ -34,6 +36,7 @@ _EXAMPLES = examples(
     "mb up                       the jcard here",
     "mb up agents/fix --rm       and remove the sandbox afterwards",
     "mb up --detach --json       start it, print it, do not wait",
+    "mb up --count 8 --gang      eight of it, placed all at once or not at all",
 )
 
 
@@ -44,6 +47,10 @@ _EXAMPLES = examples(
 @click.option("--rm", "remove", is_flag=True, help="Destroy it when it has ended, results included.")
 @click.option("--id", "sandbox_id", default="", help="The id of an earlier try: the same request is the same sandbox.")
 @click.option("--wait-timeout", default="", metavar="SPAN", help="Let go after this long, such as 90s; exit 124.")
+@click.option(
+    "--count", type=click.IntRange(1, COPIES_MAX), help="So many, NAME-0, NAME-1 …; does not wait for their ends."
+)
+@click.option("--gang", is_flag=True, help="With --count: placed all at once or not at all.")
 @json_option
 @click.pass_context
 def command(
@@ -55,6 +62,8 @@ def command(
     remove: bool,
     sandbox_id: str,
     wait_timeout: str,
+    count: int | None,
+    gang: bool,
     as_json: bool,
 ) -> None:
     """Start a sandbox from the jcard at PATH (a file or its folder; default: here) and follow it to its end.
@@ -63,10 +72,7 @@ def command(
     goes to stderr too. Ctrl-C lets go: the sandbox runs on. The jcard's secrets are sent whenever the sandbox waits for them; with
     --detach mb returns once they are there.
     """
-    if detach and remove:
-        raise click.UsageError("--detach and --rm exclude each other")
-    if sandbox_id and not is_sandbox_id(sandbox_id):
-        raise click.BadParameter("an id is 12 characters of a-z and 2-7", param_hint="--id")
+    _check_usage(detach=detach, remove=remove, gang=gang, number=count, sandbox_id=sandbox_id)
     wait_s = parse_span_s(wait_timeout, "--wait-timeout") if wait_timeout else None
     run = _Run(
         SandboxId(sandbox_id) or make_sandbox_id(secrets.token_bytes),
@@ -75,6 +81,9 @@ def command(
         removes=remove,
     )
     try:
+        if count is not None:
+            _start_copies(ctx, run, (path, name), (count, gang, wait_s))
+            return
         with prepared(path, name=name, keep_tars=True) as found:
             sandbox = call(ctx, lambda client: run.start(client, found))
         if not detach:
@@ -97,24 +106,66 @@ def command(
         ctx.exit(Exit.ENDED_BADLY)
 
 
+def _check_usage(*, detach: bool, remove: bool, gang: bool, number: int | None, sandbox_id: str) -> None:
+    if detach and remove:
+        raise click.UsageError("--detach and --rm exclude each other")
+    if gang and number is None:
+        raise click.UsageError("--gang needs --count")
+    if remove and number is not None:
+        raise click.UsageError("--count and --rm exclude each other")
+    if sandbox_id and not is_sandbox_id(sandbox_id):
+        raise click.BadParameter("an id is 12 characters of a-z and 2-7", param_hint="--id")
+
+
+def _start_copies(ctx: click.Context, run: "_Run", what: tuple[Path, str], how: tuple[int, bool, float | None]) -> None:
+    """Asks for all, prints those that there are, then raises what stood in the way of the first that there is not."""
+    (path, name), (number, is_gang, wait_s) = what, how
+    with prepared(path, name=name, keep_tars=True) as found:
+        made = call(ctx, lambda client: run.start_copies(client, found, number, is_gang=is_gang))
+    sandboxes = [one for one in made if not isinstance(one, BedplateError)]
+    if found.spec.secrets and sandboxes:
+        sandboxes = call(ctx, lambda client: within(wait_s, run.deliver_all(client, sandboxes)))
+    if run.as_json:
+        print_json([to_json(sandbox) for sandbox in sandboxes])
+    else:
+        for sandbox in sandboxes:
+            click.echo(f"{sandbox.spec.name} {sandbox.sandbox_id}")
+    error = next((one for one in made if isinstance(one, BedplateError)), None)
+    if error is not None:
+        raise error
+
+
 class _Run:
     """One `mb up` under way."""
 
     def __init__(self, sandbox_id: SandboxId, progress: Progress, *, as_json: bool, removes: bool) -> None:
         self._sandbox_id = sandbox_id
         self._progress = progress
-        self._as_json = as_json
+        self.as_json = as_json
         self._removes = removes
         self._created: Sandbox | None = None
         self._secrets: dict[str, bytes] = {}
 
+    async def start_copies(
+        self, client: "Client", found: Prepared, number: int, *, is_gang: bool
+    ) -> "list[Sandbox | BedplateError]":
+        """Sends what the fleet does not hold, then asks for so many sandboxes, in one call."""
+        creations = copies_of(found.spec, self._sandbox_id, number, is_gang=is_gang)
+        await self._prepare(client, found)
+        made = await create_copies(client, creations, CREATE_RETRY_S, self._progress.say)
+        missing = sum(isinstance(one, BedplateError) for one in made)
+        self._progress.say(f"{number - missing} of {number} sandboxes are asked for")
+        if missing:
+            self._progress.say(f"mb up --id {self._sandbox_id} with the same options asks for the same ones again")
+        return made
+
+    async def deliver_all(self, client: "Client", sandboxes: "Sequence[Sandbox]") -> "list[Sandbox]":
+        """Waits until each asks for its secrets, and sends them."""
+        return list(await asyncio.gather(*(self.deliver(client, one) for one in sandboxes)))
+
     async def start(self, client: "Client", found: Prepared) -> "Sandbox":
         """Sends what the fleet does not hold, then asks for the sandbox."""
-        self._secrets = found.reveal_secrets()
-        for note in found.notes:
-            self._progress.say(f"note: {note}")
-        for source in found.sources:
-            await self._send(client, source)
+        await self._prepare(client, found)
         self._created = await self._create(client, found)
         self._progress.say(f"sandbox {found.spec.name} ({self._sandbox_id}) is asked for")
         return self._created
@@ -123,7 +174,7 @@ class _Run:
         """Follows it to its end and sums it up."""
         from mb.follow import follow_sandbox  # noqa: PLC0415 (imports gRPC)
 
-        stream = sys.stderr if self._as_json else sys.stdout
+        stream = sys.stderr if self.as_json else sys.stdout
         printer = OutputPrinter(stream, prefix=len(sandbox.spec.agents) > 1)
         show, say = self._progress.show, self._progress.say
         sandbox = await follow_sandbox(client, sandbox, printer, show, say, secrets=self._secrets)
@@ -154,6 +205,13 @@ class _Run:
         self._progress.say(
             f"let go; {name} goes on: mb logs {name} --follow, mb status {name}, mb stop {name}{secrets}"
         )
+
+    async def _prepare(self, client: "Client", found: Prepared) -> None:
+        self._secrets = found.reveal_secrets()
+        for note in found.notes:
+            self._progress.say(f"note: {note}")
+        for source in found.sources:
+            await self._send(client, source)
 
     async def _send(self, client: "Client", source: PackedSource) -> None:
         packed, size = source.packed, render_bytes(source.packed.size_bytes)

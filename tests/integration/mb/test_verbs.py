@@ -136,6 +136,24 @@ async def test_the_same_request_is_the_same_sandbox(mb: Mb, local: ObedientHost,
     assert (again.code, again.error()["code"]) == (Exit.ERROR, "name_taken")
 
 
+async def test_many_of_one_jcard(mb: Mb, local: ObedientHost, tree: Path) -> None:
+    """`--count` asks for numbered sandboxes, safe to repeat by the first id; `--gang` makes them one group."""
+    options = ("--count", "3", "--gang", "--id", "abcdefghijkl", "--json")
+    ended = await mb.run("up", tree, *options)
+    assert ended.code == 0, ended.stderr
+    made = ended.value()
+    assert [one["spec"]["name"] for one in made] == ["run-0", "run-1", "run-2"]
+    groups = {(one["spec"]["placement"]["group"], one["spec"]["placement"]["group_size"]) for one in made}
+    assert groups == {("up-abcdefghijkl", 3)}
+    again = (await mb.run("up", tree, *options)).value()
+    assert [one["sandbox_id"] for one in again] == [one["sandbox_id"] for one in made]
+    for one in made:
+        await local.ordered(one["sandbox_id"])
+    taken = await mb.run("up", tree, "--count", "4", "--json")
+    assert (taken.code, taken.error()["code"]) == (Exit.ERROR, "name_taken")
+    assert [one["spec"]["name"] for one in taken.value()] == ["run-3"]
+
+
 async def test_a_source_is_sent_once(mb: Mb, local: ObedientHost, tree: Path) -> None:
     """A tree that a host holds is not sent again."""
     await submit(mb, tree)

@@ -180,6 +180,9 @@ def test_a_file_that_is_no_jcard(tmp_path: Path, content: bytes | None, exit_cod
         ["status"],
         ["up", "--rm", "--detach"],
         ["up", "--id", "X"],
+        ["up", "--gang"],
+        ["up", "--count", "2", "--rm"],
+        ["up", "--count", "0"],
         ["--nonsense"],
     ],
 )
