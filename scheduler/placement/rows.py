@@ -213,10 +213,10 @@ class Row:
         return fit
 
     def _node_fit(self, at: Ints) -> Ints:
-        """Whether vCPUs and memory fit on the NUMA node with the most free vCPUs."""
-        fits = (at[NODE_VCPU] >= self.demand.vcpu_milli) & (at[NODE_MEMORY] >= self.need[MEMORY].take(at[ACCELERATOR]))
-        fit: Ints = fits * np.int64(self.weights.numa_fit * WHOLE)
-        return fit
+        """What is lost where vCPUs or memory do not fit on the NUMA node with the most free vCPUs; nothing on hosts of one node."""
+        lacks = (at[NODE_VCPU] < self.demand.vcpu_milli) | (at[NODE_MEMORY] < self.need[MEMORY].take(at[ACCELERATOR]))
+        lost: Ints = lacks * np.int64(-self.weights.numa_fit * WHOLE)
+        return lost
 
 
 def _gather(array: Ints, places: Places) -> Ints:
