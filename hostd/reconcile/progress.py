@@ -65,6 +65,13 @@ STATE_LOST = Reason(
 )
 
 
+GPUS_UNSUPPORTED = Reason(
+    "gpus_unsupported",
+    "this host cannot give a GPU to a VM",
+    "ask for none, or for a host of a later version",
+)
+
+
 def begin(order: Assignment, address: str, generation_id: str, told: SandboxStatus | None = None) -> Progress:
     """The progress of a sandbox that this host has just accepted; one that ran before and left nothing here has failed.
 
@@ -78,6 +85,9 @@ def begin(order: Assignment, address: str, generation_id: str, told: SandboxStat
     )
     if told is not None and max(1, told.placement) == max(1, order.placement) and _may_have_begun(told):
         return fail(progress, STATE_LOST)
+    if order.gpus:
+        # hostd registers none, so nobody should order one; a field that is not enforced here is never ignored.
+        return fail(progress, GPUS_UNSUPPORTED)
     return fail(progress, DISK_LOST) if progress.run > max(1, order.first_run) else progress
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fleet.model.assignment import Assignment
+from fleet.model.assignment import Assignment, GpuShare
 from fleet.model.ids import Digest, HostId, SandboxId, Tenant
 from fleet.model.sandbox import (
     Agent,
@@ -17,6 +17,8 @@ from fleet.model.sandbox import (
     Reason,
     SandboxSpec,
     SandboxStatus,
+    Stage,
+    StageName,
 )
 from hostd.reconcile.progress import (
     Progress,
@@ -78,6 +80,33 @@ def test_a_fresh_progress_waits() -> None:
         ("two", AgentPhase.WAITING),
     ]
     assert not have_agents_ended(FRESH)
+
+
+BEGUN = SandboxStatus(ORDER.sandbox_id, ORDER.host_id, 7, Phase.RUNNING, stages=(Stage(StageName.CONFIGURED, 1),))
+ELSEWHERE = replace(ORDER, placement=2, run=3, first_run=3)
+
+
+@pytest.mark.parametrize(
+    ("order", "told", "failure"),
+    [
+        (ORDER, None, ""),
+        (ORDER, BEGUN, "state_lost"),
+        (ORDER, replace(BEGUN, stages=()), ""),
+        (replace(ORDER, run=2), None, "disk_lost"),
+        # A further placement has no earlier disk, and what was told of an earlier one is over.
+        (ELSEWHERE, None, ""),
+        (ELSEWHERE, BEGUN, ""),
+        (ELSEWHERE, replace(BEGUN, placement=2), "state_lost"),
+        (replace(ELSEWHERE, run=4), None, "disk_lost"),
+        (replace(ORDER, gpus=(GpuShare("0000:41:00.0", 1000),)), None, "gpus_unsupported"),
+    ],
+)
+def test_how_a_sandbox_begins_here(order: Assignment, told: SandboxStatus | None, failure: str) -> None:
+    """A first run or placement begins; what ran before and left nothing has failed, and so has what this host cannot give."""
+    begun = begin(order, "", "", told)
+    assert (begun.failure.code if begun.failure else "", begun.run) == (failure, order.run)
+    assert status(begun).placement == 1
+    assert render_status(order, begun, accelerator="", is_released=False, now_ms=1).placement == order.placement
 
 
 def test_a_stage_keeps_its_first_time() -> None:
