@@ -22,7 +22,8 @@ class Assignment:
     """The order to one host to carry one sandbox; complete, so that a host needs nothing else to obey it.
 
     `placement` counts the sandbox's placements; this one began with `first_run` and has no disk of an earlier run. `reason` says
-    why the scheduler, and not the owner, ends it; `cycle` names the record of the decision.
+    why the scheduler, and not the owner, ends it; `cycle` names the record of the decision. It counts in the budgets of `accounts`,
+    the nearest first; in the tenant's own where none are named.
     """
 
     sandbox_id: SandboxId
@@ -42,6 +43,7 @@ class Assignment:
     reason: Reason | None = None
     cycle: str = ""
     numa_node: int = ANY_NODE
+    accounts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,16 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class MeterEntry:
-    """What one placement of a sandbox has used since it began, by its host's measure: only ever grows, and has no cost."""
+    """What one placement of a sandbox has used since it began, by its host's measure: only ever grows, and has no cost.
+
+    `accounts` pay for it, as its order said: they are known also when sandbox and order are gone.
+    """
 
     sandbox_id: SandboxId
     tenant: Tenant
     placement: int
     used: Totals
+    accounts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from bedplate.sandbox.v1 import sandbox_pb2 as bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x65\x64plate/host/v1/budget.proto\x12\x10\x62\x65\x64plate.host.v1\x1a!bedplate/sandbox/v1/sandbox.proto\"\x81\x01\n\x06\x42udget\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12+\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Limits\x12\n\n\x02\x62y\x18\x05 \x01(\t\x12\r\n\x05\x61t_ms\x18\x06 \x01(\x03\"\x86\x01\n\x07\x42\x61lance\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12.\n\x08reserved\x18\x03 \x01(\x0b\x32\x1c.bedplate.sandbox.v1.Amounts\x12*\n\x05spent\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\"n\n\nMeterEntry\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tplacement\x18\x03 \x01(\r\x12)\n\x04used\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\"f\n\x05Meter\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06period\x18\x02 \x01(\x04\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x03\x12-\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1c.bedplate.host.v1.MeterEntry\"Y\n\x07\x43harged\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06period\x18\x02 \x01(\x04\x12-\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1c.bedplate.host.v1.MeterEntry\"S\n\x06Prices\x12\x17\n\x0fvcpu_hour_micro\x18\x01 \x01(\x04\x12\x16\n\x0egpu_hour_micro\x18\x02 \x01(\x04\x12\x18\n\x10\x65gress_gib_micro\x18\x03 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x65\x64plate/host/v1/budget.proto\x12\x10\x62\x65\x64plate.host.v1\x1a!bedplate/sandbox/v1/sandbox.proto\"\x81\x01\n\x06\x42udget\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12+\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Limits\x12\n\n\x02\x62y\x18\x05 \x01(\t\x12\r\n\x05\x61t_ms\x18\x06 \x01(\x03\"\x86\x01\n\x07\x42\x61lance\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12.\n\x08reserved\x18\x03 \x01(\x0b\x32\x1c.bedplate.sandbox.v1.Amounts\x12*\n\x05spent\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\"\x80\x01\n\nMeterEntry\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tplacement\x18\x03 \x01(\r\x12)\n\x04used\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\x12\x10\n\x08\x61\x63\x63ounts\x18\x05 \x03(\t\"f\n\x05Meter\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06period\x18\x02 \x01(\x04\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x03\x12-\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1c.bedplate.host.v1.MeterEntry\"Y\n\x07\x43harged\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06period\x18\x02 \x01(\x04\x12-\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1c.bedplate.host.v1.MeterEntry\"S\n\x06Prices\x12\x17\n\x0fvcpu_hour_micro\x18\x01 \x01(\x04\x12\x16\n\x0egpu_hour_micro\x18\x02 \x01(\x04\x12\x18\n\x10\x65gress_gib_micro\x18\x03 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUDGET']._serialized_end=216
   _globals['_BALANCE']._serialized_start=219
   _globals['_BALANCE']._serialized_end=353
-  _globals['_METERENTRY']._serialized_start=355
-  _globals['_METERENTRY']._serialized_end=465
-  _globals['_METER']._serialized_start=467
-  _globals['_METER']._serialized_end=569
-  _globals['_CHARGED']._serialized_start=571
-  _globals['_CHARGED']._serialized_end=660
-  _globals['_PRICES']._serialized_start=662
-  _globals['_PRICES']._serialized_end=745
+  _globals['_METERENTRY']._serialized_start=356
+  _globals['_METERENTRY']._serialized_end=484
+  _globals['_METER']._serialized_start=486
+  _globals['_METER']._serialized_end=588
+  _globals['_CHARGED']._serialized_start=590
+  _globals['_CHARGED']._serialized_end=679
+  _globals['_PRICES']._serialized_start=681
+  _globals['_PRICES']._serialized_end=764
 # @@protoc_insertion_point(module_scope)

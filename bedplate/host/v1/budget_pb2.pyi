@@ -102,12 +102,17 @@ class MeterEntry(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     tenant: _builtins.str
     placement: _builtins.int
     @_builtins.property
     def used(self) -> _sandbox_pb2.Totals:
         """no cost: that is the scheduler's price"""
+
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """who pays, as the order said: known also when sandbox and order are gone"""
 
     def __init__(
         self,
@@ -116,10 +121,11 @@ class MeterEntry(_message.Message):
         tenant: _builtins.str = ...,
         placement: _builtins.int = ...,
         used: _sandbox_pb2.Totals | None = ...,
+        accounts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["used", b"used"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "sandbox_id", b"sandbox_id", "tenant", b"tenant", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "placement", b"placement", "sandbox_id", b"sandbox_id", "tenant", b"tenant", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

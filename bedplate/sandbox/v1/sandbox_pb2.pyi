@@ -705,6 +705,7 @@ class Assignment(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CYCLE_FIELD_NUMBER: _builtins.int
     NUMA_NODE_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     tenant: _builtins.str
     host_id: _builtins.str
@@ -732,6 +733,10 @@ class Assignment(_message.Message):
     def reason(self) -> Global___Reason:
         """why the scheduler, and not the owner, ends it"""
 
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """whose budgets it counts in, the nearest first (bedplate.host.v1.Balance)"""
+
     def __init__(
         self,
         *,
@@ -752,10 +757,11 @@ class Assignment(_message.Message):
         reason: Global___Reason | None = ...,
         cycle: _builtins.str = ...,
         numa_node: _builtins.int = ...,
+        accounts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "reason", b"reason", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "assigned_at_ms", b"assigned_at_ms", "created_at_ms", b"created_at_ms", "cycle", b"cycle", "first_run", b"first_run", "generation", b"generation", "goal", b"goal", "gpus", b"gpus", "host_id", b"host_id", "image_digest", b"image_digest", "numa_node", b"numa_node", "overhead_mib", b"overhead_mib", "placement", b"placement", "reason", b"reason", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "accounts", b"accounts", "assigned_at_ms", b"assigned_at_ms", "created_at_ms", b"created_at_ms", "cycle", b"cycle", "first_run", b"first_run", "generation", b"generation", "goal", b"goal", "gpus", b"gpus", "host_id", b"host_id", "image_digest", b"image_digest", "numa_node", b"numa_node", "overhead_mib", b"overhead_mib", "placement", b"placement", "reason", b"reason", "run", b"run", "sandbox_id", b"sandbox_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
     _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
