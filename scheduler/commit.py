@@ -4,7 +4,8 @@ A lost race is no error: the caller looks again and decides again. With a placem
 What is written under which condition:
 
     placement   record, id, reservation, cordon,
-                alive, assignment unmoved -> assignment, id (again), reservation, no refusal; a further run's likewise
+                alive, assignment, the balances
+                of its accounts unmoved -> assignment, id (again), reservation, balances, no refusal; a further run's likewise
     creation    record, id, name, tombstone
                 absent                  -> record, id, name, with its placement or its refusal
     order       record, assignment unmoved      -> assignment
@@ -22,12 +23,14 @@ from types import MappingProxyType
 from fleet.codec import encode
 from fleet.errors import ConflictError
 from fleet.model.assignment import Assignment, Refusal
+from fleet.model.budget import Balance
 from fleet.model.host import Reservation
 from fleet.model.ids import HostId, SandboxId, Tenant
 from fleet.model.sandbox import SandboxRecord
 from fleet.store.keyspace import (
     alive_key,
     assignment_key,
+    balance_key,
     cordon_key,
     events_of,
     id_key,
@@ -49,6 +52,7 @@ from fleet.store.port import (
     Write,
 )
 from scheduler import events
+from scheduler.budget.journal import Books
 from scheduler.placement.lifecycle import Dismissal, LifecycleChange, Order, Removal
 from scheduler.placement.plan import Plan
 from scheduler.placement.snapshot import Snapshot, add, growth, reserved
@@ -243,13 +247,14 @@ def plan_changes(
 
     What is `submitted` has no record yet: it is created together with its placement or its refusal.
     """
-    sums = reserved(snapshot)
+    sums, books = reserved(snapshot), Books(snapshot)
     bundle_of = {sandbox_id: bundle for bundle in plan.together for sandbox_id in bundle}
     bundled: list[Change] = []
     for place, one in enumerate(plan.assignments):
         assignment = replace(one, cycle=cycle)
         sums[assignment.host_id] = add(_sum_of(sums, assignment.host_id), growth(snapshot, assignment))
-        change = _place(snapshot, assignment, sums[assignment.host_id], 2 * place + 1)
+        balances = books.place(assignment)
+        change = _place(snapshot, assignment, sums[assignment.host_id], balances, 2 * place + 1)
         bundle = bundle_of.get(assignment.sandbox_id)
         if bundle is None:
             yield _created(change, submitted.get(assignment.sandbox_id), 2 * place)
@@ -316,7 +321,9 @@ def _said(refusal: Refusal) -> tuple[object, ...]:
     return refusal.hosts_considered, refusal.reasons
 
 
-def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation, place: int) -> Change:
+def _place(
+    snapshot: Snapshot, assignment: Assignment, reservation: Reservation, balances: Sequence[Balance], place: int
+) -> Change:
     claim = id_key(assignment.sandbox_id)
     fence = reservation_key(assignment.host_id)
     order = assignment_key(assignment.host_id, assignment.sandbox_id)
@@ -324,13 +331,15 @@ def _place(snapshot: Snapshot, assignment: Assignment, reservation: Reservation,
         Put(order, encode(assignment)),
         Put(claim, assignment.tenant.encode()),
         Put(fence, encode(reservation)),
+        *(Put(balance_key(one.tenant, one.account), encode(one)) for one in balances),
         events.assigned(assignment, place),
     ]
     if assignment.sandbox_id in snapshot.refusals:
         writes.append(Delete(refusal_key(assignment.sandbox_id)))
     host_keys = (fence, order, cordon_key(assignment.host_id), alive_key(assignment.host_id))
-    conditions = unmoved(snapshot, _record_of(assignment), claim, *host_keys)
-    values = ((order, assignment), (fence, reservation))
+    paid = tuple((balance_key(one.tenant, one.account), one) for one in balances)
+    conditions = unmoved(snapshot, _record_of(assignment), claim, *host_keys, *(key for key, _ in paid))
+    values = ((order, assignment), (fence, reservation), *paid)
     return Change(conditions, tuple(writes), about=assignment.sandbox_id, values=values)
 
 

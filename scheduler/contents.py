@@ -22,7 +22,7 @@ from fleet.model.sandbox import SandboxRecord, SandboxStatus
 from fleet.store import keyspace
 from fleet.store.keyspace import ROOT
 from fleet.store.port import KeyValue
-from scheduler.placement.snapshot import Snapshot, Sums, set_aside
+from scheduler.placement.snapshot import Snapshot, Sums, accounts_of, set_aside
 from scheduler.placement.upkeep import ClusterUpkeep
 
 K = TypeVar("K")
@@ -162,11 +162,14 @@ class Contents:
         nothing = Reservation(host_id)
         held = set_aside(before, status) if before is not None else nothing
         self._orders.put(host_id, sandbox_id, value)
-        if before is not None and (value is None or value.tenant != before.tenant):
-            self._sums.shift(before.tenant, held, nothing)
+        if before is not None and (value is None or _payers(value) != _payers(before)):
+            self._sums.shift(before, held, nothing)
+            self._sums.set_paying(before, is_assigned=False)
             held = nothing
         if value is not None:
-            self._sums.shift(value.tenant, held, set_aside(value, status))
+            self._sums.set_paying(value, is_assigned=True)
+            self._sums.shift(value, held, set_aside(value, status))
+        self._check_accounts(before, value)
         self._sums.set_assigned(host_id, sandbox_id, is_assigned=value is not None)
         self._mark_opaque(key, is_opaque=entry is not None and value is None)
         self._stir(host_id)
@@ -181,7 +184,8 @@ class Contents:
             was = set_aside(order, before)
             held = set_aside(order, self.snapshot.statuses.get((host_id, sandbox_id)))
             if was != held:
-                self._sums.shift(order.tenant, was, held)
+                self._sums.shift(order, was, held)
+                self._check_accounts(order)
                 self._stir(host_id)
         self._touch(sandbox_id)
 
@@ -228,7 +232,13 @@ class Contents:
 
     def _put_account(self, key: str, segments: list[str], entry: KeyValue | None) -> None:
         prefix = ROOT + key[len(ROOT) :].partition("/")[0] + "/"
-        self._put_plain(prefix, (Tenant(segments[0]), segments[1]), key, entry)
+        account = (Tenant(segments[0]), segments[1])
+        self._put_plain(prefix, account, key, entry)
+        self._sums.check_accounts(self.snapshot, (account,))
+
+    def _check_accounts(self, *orders: Assignment | None) -> None:
+        accounts = {account for order in orders if order is not None for account in _payers(order)}
+        self._sums.check_accounts(self.snapshot, accounts)
 
     def _put_plain(self, prefix: str, name: Any, key: str, entry: KeyValue | None, *, absent: Any = None) -> None:
         values = self._plain[prefix]
@@ -314,6 +324,10 @@ class _Ranked(Generic[K, V]):
             else:
                 self.others[self._where(one), sandbox_id] = one
                 self._places.setdefault(sandbox_id, set()).add(self._where(one))
+
+
+def _payers(order: Assignment) -> set[tuple[Tenant, str]]:
+    return {(order.tenant, account) for account in accounts_of(order)}
 
 
 def _fingerprint(entry: KeyValue) -> int:

@@ -13,6 +13,7 @@ from scheduler.placement.explanation import Explanation
 from scheduler.placement.groups import Group, groups_of, incomplete, seat
 from scheduler.placement.hosts import Share
 from scheduler.placement.preemption import Preemption
+from scheduler.placement.purse import Purse
 from scheduler.placement.settings import Settings
 from scheduler.placement.snapshot import Snapshot
 from scheduler.placement.turns import Turns
@@ -73,6 +74,7 @@ class _Round:
         self._now_ms, seed, settings = terms
         self._turns = Turns(snapshot, len(cluster), asks, settings, seed)
         self._groups = groups_of(snapshot, asks)
+        self._purse = Purse(snapshot)
         self._preemption = Preemption(snapshot, cluster, self._now_ms, seed)
         self._placed: list[tuple[Assignment, int]] = []
         self._together: list[tuple[SandboxId, ...]] = []
@@ -109,6 +111,10 @@ class _Round:
         )
 
     def _place(self, ask: Ask) -> None:
+        unpaid = self._purse.refuse(ask)
+        if unpaid is not None:
+            self._refuse(ask, (unpaid,))
+            return
         # Within a plan hosts only fill up: what one sandbox could not have, its equals cannot either.
         is_hopeless = ask.wants in self._hopeless
         if not is_hopeless and self._turns.is_over(ask):
@@ -130,6 +136,11 @@ class _Round:
         if not group.is_complete or not group.members or self._turns.is_over(group.members[0]):
             return
         self._seen.update(ask.record.sandbox_id for ask in group.members)
+        unpaid = self._purse.refuse_any(group.members)
+        if unpaid is not None:
+            for ask in group.members:
+                self._refuse(ask, (unpaid,))
+            return
         seats, _ = seat(self._cluster, group.members)
         for ask, choice in seats:
             self._keep(ask, choice)
@@ -144,7 +155,7 @@ class _Round:
     def _keep(self, ask: Ask, choice: Choice) -> None:
         """It has its host, and its share there is taken."""
         self._turns.give(ask)
-        self._placed.append((_assign(ask, choice, self._now_ms), choice.score))
+        self._placed.append((_assign(ask, choice, self._now_ms, self._purse.take(ask)), choice.score))
 
     def _refuse(self, ask: Ask, reasons: tuple[RefusalReason, ...]) -> None:
         self._refused.append(ask)
@@ -189,7 +200,7 @@ def _held(snapshot: Snapshot, ask: Ask) -> Share | None:
     return held_by(snapshot, ask.known) if ask.known is not None and ask.known.host_id in snapshot.hosts else None
 
 
-def _assign(ask: Ask, choice: Choice, now_ms: int) -> Assignment:
+def _assign(ask: Ask, choice: Choice, now_ms: int, accounts: tuple[str, ...]) -> Assignment:
     record, known = ask.record, ask.known
     return Assignment(
         sandbox_id=record.sandbox_id,
@@ -207,6 +218,7 @@ def _assign(ask: Ask, choice: Choice, now_ms: int) -> Assignment:
         first_run=max(1, known.first_run) if known is not None else record.run,
         gpus=choice.gpus,
         numa_node=choice.numa_node,
+        accounts=accounts,
     )
 
 

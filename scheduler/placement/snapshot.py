@@ -3,21 +3,21 @@
 The scheduler's own snapshot is a view that moves on with the store: it is read without awaiting in between.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fleet.model.assignment import Assignment, GpuShare, Refusal
-from fleet.model.budget import Balance, Budget, Charged, Meter, Prices
+from fleet.model.budget import ROOT_ACCOUNT, Balance, Budget, Charged, Meter, Prices
 from fleet.model.host import Capacity, HostCordon, HostLosses, HostRecord, Reservation
 from fleet.model.ids import NO_SANDBOX, Digest, HostId, SandboxId, Tenant
 from fleet.model.sandbox import ENDED_PHASES, Amounts, Goal, Phase, Resources, SandboxRecord, SandboxStatus, StageName
+from scheduler.budget.accounts import Account
+from scheduler.budget.balance import add_amounts, subtract_amounts, unbalanced
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-Account = tuple[Tenant, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,11 @@ class Snapshot:
     def reserved_by_host(self) -> Mapping[HostId, Reservation]:
         """What each host's assignments set aside in truth; a host of which nothing is set aside is not in it."""
         return self.sums.reserved_by_host
+
+    @property
+    def reserved_by_account(self) -> Mapping[Account, Amounts]:
+        """What each account, with all below it, has set aside in truth; one of which nothing is set aside is not in it."""
+        return self.sums.reserved_by_account
 
     @property
     def children(self) -> Mapping[SandboxId, AbstractSet[SandboxId]]:
@@ -124,6 +129,9 @@ class Sums:
     def __init__(self) -> None:
         self.reserved_by_host: dict[HostId, Reservation] = {}
         self.reserved_by_tenant: dict[Tenant, Amounts] = {}
+        self.reserved_by_account: dict[Account, Amounts] = {}
+        self.members: dict[Account, set[tuple[HostId, SandboxId]]] = {}
+        self.unbalanced: set[Account] = set()
         self.tenants_on: dict[HostId, dict[Tenant, int]] = {}
         self.sandboxes_on: dict[HostId, set[SandboxId]] = {}
         self.records_of: dict[Tenant, int] = {}
@@ -147,18 +155,25 @@ class Sums:
             sums.set_pending(record.sandbox_id, is_pending=snapshot.is_pending(record))
         for assignment in (*snapshot.assignments.values(), *snapshot.remnants.values()):
             sums.set_assigned(assignment.host_id, assignment.sandbox_id, is_assigned=True)
-            sums.shift(assignment.tenant, Reservation(assignment.host_id), _held(snapshot, assignment))
+            sums.set_paying(assignment, is_assigned=True)
+            sums.shift(assignment, Reservation(assignment.host_id), _held(snapshot, assignment))
         for host_id in {*snapshot.hosts, *snapshot.reservations, *sums.reserved_by_host}:
             sums.check_host(snapshot, host_id)
         for host_id in snapshot.meters:
             sums.check_meter(snapshot, host_id)
+        # Of its own the snapshot would make its sums anew for the question.
+        sums.check_accounts(replace(snapshot, kept=sums), {*snapshot.balances, *sums.reserved_by_account})
         return sums
 
-    def shift(self, tenant: Tenant, before: Reservation, after: Reservation) -> None:
-        """An assignment of `tenant` sets aside `after` where it set aside `before`."""
+    def shift(self, order: Assignment, before: Reservation, after: Reservation) -> None:
+        """An order sets aside `after` where it set aside `before`."""
         if before == after:
             return
-        host_id = after.host_id
+        host_id, tenant = after.host_id, order.tenant
+        growth = subtract_amounts(amounts_of(order, after), amounts_of(order, before))
+        for name in accounts_of(order):
+            held_by = add_amounts(self.reserved_by_account.get((tenant, name), Amounts()), growth)
+            _keep(self.reserved_by_account, (tenant, name), held_by, is_empty=held_by == Amounts())
         change = subtract(after, before)
         total = add(self.reserved_by_host.get(host_id, Reservation(host_id)), change)
         _keep(self.reserved_by_host, host_id, total, is_empty=total == Reservation(host_id))
@@ -172,6 +187,17 @@ class Sums:
     def set_assigned(self, host_id: HostId, sandbox_id: SandboxId, *, is_assigned: bool) -> None:
         """Whether a host has an order for a sandbox, also one that is being removed."""
         _join(self.sandboxes_on, host_id, sandbox_id, is_in=is_assigned)
+
+    def set_paying(self, order: Assignment, *, is_assigned: bool) -> None:
+        """Whether an order counts in its accounts."""
+        for name in accounts_of(order):
+            _join(self.members, (order.tenant, name), (order.host_id, order.sandbox_id), is_in=is_assigned)
+
+    def check_accounts(self, snapshot: Snapshot, accounts: Iterable[Account]) -> None:
+        """Looks again whether balances are the sums they must be."""
+        found = set(accounts)
+        self.unbalanced -= found
+        self.unbalanced |= set(unbalanced(snapshot, found))
 
     def count_record(self, record: SandboxRecord, sign: int) -> None:
         """A record has come (1) or gone (-1)."""
@@ -203,6 +229,18 @@ class Sums:
         meter, charged = snapshot.meters.get(host_id), snapshot.charged.get(host_id)
         is_due = meter is not None and (charged is None or charged.period < meter.period)
         _member(self.uncharged, host_id, is_in=is_due)
+
+
+def accounts_of(assignment: Assignment) -> tuple[str, ...]:
+    """Whose budgets an order counts in; the tenant's own where a scheduler that knew no budgets wrote it."""
+    return assignment.accounts or (ROOT_ACCOUNT,)
+
+
+def amounts_of(assignment: Assignment, share: Reservation) -> Amounts:
+    """What an order counts for in budgets while it sets aside `share`: as its owner asked, without its VMM's overhead."""
+    memory_mib = assignment.spec.resources.memory_mib if share.memory_mib else 0
+    gpu_milli = sum(one.milli for one in share.gpus)
+    return Amounts(share.vcpus, memory_mib, share.disk_mib, gpu_milli, share.sandboxes)
 
 
 def share_of(assignment: Assignment) -> Reservation:

@@ -84,6 +84,7 @@ def assignment(wish: SandboxRecord, carrier: HostRecord, **changes: Any) -> Assi
         created_at_ms=wish.created_at_ms,
         assigned_at_ms=NOW_MS,
         run=wish.run,
+        accounts=("",),
     )
     return replace(made, **changes)
 
