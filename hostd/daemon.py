@@ -36,6 +36,7 @@ from hostd.fencing import Fence
 from hostd.guard import boottime_ms
 from hostd.intake import Intake
 from hostd.inventory import read_boot_id, read_capacity, read_labels, read_numa_nodes, read_taints
+from hostd.meter import MeterKeeper
 from hostd.orders import Orders
 from hostd.publish import Publisher
 from hostd.reconcile.apply import Applier, Drivers, Images, Place
@@ -131,8 +132,17 @@ class _Daemon:
         self._publisher = Publisher(host_id, parts.store, parts.orders, self._reconciler, parts.accelerator)
         self._publisher.on_told(self._on_told)
         self._intake = Intake(host_id, self._publisher.recall, self._mirror, parts.orders, self._reconciler)
+        self._meter = MeterKeeper(
+            host_id,
+            parts.store,
+            lambda: parts.orders.orders,
+            config.state_dir,
+            read_boot_id(),
+            boottime_ms=boottime_ms,
+        )
         self._fence = self._raise_fence() if config.fencing == KILL else None
         self._reconciler.on_pass(self._tell)
+        self._reconciler.on_pass(self._measure)
         self._registration.on_registered(self._on_registered)
         parts.drivers.hypervisor.on_change(self._reconciler.nudge)
 
@@ -161,6 +171,7 @@ class _Daemon:
             self._intake.run(),
             self._reconciler.run(),
             self._publish(),
+            self._meter.run(self._registration.fence),
             self._registration.run(record),
             self._tell_sources(),
             follow_revocations(self._parts.store, self.revocations),
@@ -223,6 +234,10 @@ class _Daemon:
     def _on_progress(self) -> None:
         self._tell()
         self._reconciler.nudge()
+
+    def _measure(self) -> None:
+        if self._reconciler.observed is not None:
+            self._meter.look(self._reconciler.observed.domains)
 
     def _tell(self) -> None:
         self._changes.nudge()

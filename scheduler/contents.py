@@ -22,6 +22,7 @@ from fleet.model.sandbox import SandboxRecord, SandboxStatus
 from fleet.store import keyspace
 from fleet.store.keyspace import ROOT
 from fleet.store.port import KeyValue
+from scheduler.budget.accounts import sandbox_account
 from scheduler.placement.snapshot import Snapshot, Sums, accounts_of, set_aside
 from scheduler.placement.upkeep import ClusterUpkeep
 
@@ -148,6 +149,7 @@ class Contents:
             self._sums.count_record(before, -1)
         if value is not None:
             self._sums.count_record(value, 1)
+        self._sums.check_accounts(self.snapshot, ((tenant, sandbox_account(sandbox_id)),))
         self._mark_opaque(key, is_opaque=entry is not None and value is None)
         self._touch(sandbox_id)
 

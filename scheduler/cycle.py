@@ -4,7 +4,7 @@ It takes no input but creations that wait to be placed: a change says "look", ne
 LOOK_INTERVAL_S, so a lost event costs seconds. One look passes over the steps in their order, each on a snapshot that has the
 writes of the one before, until a pass finds nothing due:
 
-    lifecycle -> repairs of reservations -> plan
+    lifecycle -> moves -> repairs of reservations -> budgets -> plan
 """
 
 import asyncio
@@ -19,6 +19,7 @@ import structlog
 from fleet.errors import BedplateError
 from fleet.model.ids import SandboxId
 from fleet.store.port import Store, Unmoved
+from scheduler.charges import Charges
 from scheduler.commit import Change, Committer, lifecycle_changes, repair_changes
 from scheduler.moves import Moves
 from scheduler.placement.lifecycle import due_changes
@@ -67,7 +68,7 @@ class Cycle:
         self._committer = Committer(store, clock, quotas.cycles_kept_s)
         self._planning = Planning(state, self._submissions, leader, clock)
         # What is decided in one pass, in this order.
-        self._steps: tuple[Step, ...] = (_Lifecycle(), Moves(clock), _Repairs(), self._planning)
+        self._steps: tuple[Step, ...] = (_Lifecycle(), Moves(clock), _Repairs(), Charges(), self._planning)
         self._term: Unmoved | None = None
         self._touched: set[SandboxId] = set()
         self._unaudited: list[SandboxId] = []
@@ -158,6 +159,9 @@ class Cycle:
         some, self._unaudited = self._unaudited[-AUDITED_AT_ONCE:], self._unaudited[:-AUDITED_AT_ONCE]
         return set(some)
 
+    def _pause_s(self) -> float:
+        return min(self._interval_s, *(step.rest_s() for step in self._steps)) if self._term else self._interval_s
+
     async def _rest(self, changed: asyncio.Event, *, is_outrun: bool) -> None:
         """Returns when a creation waits, or something has changed and SETTLE_S has passed, or after the interval.
 
@@ -175,7 +179,7 @@ class Cycle:
 
         waits = [asyncio.ensure_future(settled()), asyncio.ensure_future(self._submissions.arrived.wait())]
         try:
-            await asyncio.wait(waits, timeout=self._interval_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=self._pause_s(), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()

@@ -1,5 +1,6 @@
 """What a step of the leader's cycle is: it decides on a snapshot, and hears what became of its decisions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,3 +41,7 @@ class Step:
 
     def done(self) -> None:
         """All is told; what was not told of was not tried."""
+
+    def rest_s(self) -> float:
+        """For how long nothing is due of itself, by what it saw last; infinity where only a change makes something due."""
+        return math.inf

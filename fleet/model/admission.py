@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fleet.model.ids import is_digest, is_dns_label
+from fleet.model.ids import is_digest, is_dns_label, is_sandbox_id
 from fleet.model.sandbox import Affinity, Agent, Label, NetworkMode, Restart, SandboxSpec, Source
 
 # Bounds of one sandbox. A q35 machine numbers its CPUs with APIC ids of 8 bits, for want of an emulated IOMMU. The largest hosts
@@ -47,6 +47,9 @@ GRACE_PERIOD_S_MAX = 600.0
 AGENT_MEMORY_MIB_MIN = 16
 PIDS_MIN, PIDS_MAX = 4, 4_194_304
 PATH_CHARS_MAX = 1024
+# What a sandbox, or an account, may be limited to: a hundred years of a large fleet, in milliseconds. Past it a number is a
+# typing error, and sums stay far from 64 bits.
+LIMIT_MAX = 2**53
 # How much of a wrong value a message repeats.
 QUOTED_CHARS_MAX = 80
 
@@ -116,6 +119,7 @@ def refusals(spec: SandboxSpec) -> tuple[FieldRefusal, ...]:
         *_check_agents(spec),
         *_check_configuration(spec),
         *_check_rest(spec),
+        *_check_budget(spec),
     )
 
 
@@ -334,6 +338,19 @@ def _check_rest(spec: SandboxSpec) -> Iterator[FieldRefusal]:
             yield _wrong(f"secrets[{index}]", message, "use 1 to 64 of A-Z, 0-9 and _, no digit first")
     if len(set(spec.secrets)) < len(spec.secrets):
         yield _wrong("secrets", "a secret is named twice", "name each once")
+
+
+def _check_budget(spec: SandboxSpec) -> Iterator[FieldRefusal]:
+    if spec.budget and not is_dns_label(spec.budget):
+        message = f"{_quote(spec.budget)} is no account's name"
+        yield _wrong("budget", message, "use 1 to 63 characters of a-z, 0-9 and -, as in mb budget ls")
+    if spec.parent and not is_sandbox_id(spec.parent):
+        yield _wrong("parent", f"{_quote(spec.parent)} is no sandbox's id", "mb ls --json shows ids")
+    if spec.parent and spec.budget:
+        yield _wrong("budget", "a sandbox with a parent pays from its parent's account", "leave it out")
+    for part, values in (("concurrent", spec.limits.concurrent), ("total", spec.limits.total)):
+        for name in values.__slots__:
+            yield from _check_range(f"limits.{part}.{name}", getattr(values, name), 0, LIMIT_MAX)
 
 
 def _check_range(field: str, value: float, low: float, high: float) -> Iterator[FieldRefusal]:

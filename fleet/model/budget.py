@@ -59,6 +59,16 @@ class Meter:
 
 
 @dataclass(frozen=True, slots=True)
+class MeterBook:
+    """What a host keeps of its meter on its disk: when it looked last, since that boot, and what was `running` then."""
+
+    meter: Meter
+    boot_id: str = ""
+    looked_ms: int = 0
+    running: tuple[SandboxId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Charged:
     """What of a host's meter has been charged, up to `period`."""
 
@@ -74,3 +84,28 @@ class Prices:
     vcpu_hour_micro: int = 0
     gpu_hour_micro: int = 0
     egress_gib_micro: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A dimension of a total limit that runs out `in_s` seconds from now at the present rate; 0 when it has."""
+
+    dimension: str
+    in_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One account as a client sees it: `use` is what is spent and what hosts owe by estimate, `hourly` the present rate."""
+
+    tenant: Tenant
+    account: str
+    parent: str
+    limits: Limits = Limits()
+    reserved: Amounts = Amounts()
+    spent: Totals = Totals()
+    use: Totals = Totals()
+    hourly: Totals = Totals()
+    by: str = ""
+    at_ms: int = 0
+    shortages: tuple[Shortage, ...] = ()

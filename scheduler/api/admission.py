@@ -3,7 +3,8 @@
 from fleet.errors import BedplateError, ConflictError, ExhaustedError, InvalidSpecError, UnavailableError
 from fleet.model.admission import refusals
 from fleet.model.ids import SandboxId, Tenant, is_sandbox_id
-from fleet.model.sandbox import SandboxRecord, SandboxSpec
+from fleet.model.sandbox import Goal, SandboxRecord, SandboxSpec
+from scheduler.budget.accounts import LINEAGE_MAX
 from scheduler.placement.snapshot import Snapshot
 
 # The fields behind the first are named, not explained: a message for people, not a report.
@@ -38,6 +39,23 @@ def check_room(snapshot: Snapshot, tenant: Tenant, queued: int, sandboxes_max: i
     if snapshot.sums.records_of.get(tenant, 0) + queued >= sandboxes_max:
         message = f"tenant {tenant} has {sandboxes_max} sandboxes, as many as it may (limits.sandboxes_per_tenant)"
         raise ExhaustedError("sandboxes_exhausted", message, "destroy some with mb destroy, then try again")
+
+
+def check_lineage(snapshot: Snapshot, tenant: Tenant, spec: SandboxSpec) -> tuple[SandboxId, ...]:
+    """A new sandbox's ancestors, the parent first; raises InvalidSpecError for a parent or an account that there is not."""
+    if spec.budget and (tenant, spec.budget) not in snapshot.budgets:
+        message = f"tenant {tenant} has no account {spec.budget}"
+        raise InvalidSpecError("budget_unknown", message, "mb budget ls shows those there are", field="budget")
+    if not spec.parent:
+        return ()
+    parent = snapshot.records.get(spec.parent)
+    if parent is None or parent.tenant != tenant or parent.goal is Goal.REMOVE:
+        message = f"tenant {tenant} has no sandbox {spec.parent}"
+        raise InvalidSpecError("parent_unknown", message, "mb ls shows those there are", field="parent")
+    if len(parent.ancestors) + 1 > LINEAGE_MAX:
+        message = f"it would be the child of {LINEAGE_MAX} sandboxes below one another, as many as may be"
+        raise InvalidSpecError("lineage_too_deep", message, "start it from a sandbox higher up", field="parent")
+    return (parent.sandbox_id, *parent.ancestors)
 
 
 def explain_conflict(

@@ -17,7 +17,7 @@ from fleet.rpc import STATUS
 from fleet.store.keyspace import record_key
 from fleet.store.port import Store
 from scheduler.api.access import tenant_of
-from scheduler.api.admission import check_id, check_room, check_spec, explain_conflict, id_reused
+from scheduler.api.admission import check_id, check_lineage, check_room, check_spec, explain_conflict, id_reused
 from scheduler.api.limits import WriteLimit
 from scheduler.api.view import view, view_removed
 from scheduler.commit import creation_of
@@ -111,11 +111,14 @@ class Creations:
         spec = from_message(SandboxSpec, request.spec)
         snapshot = self._state.fresh()
         # A creation that comes again is answered by what has become of the first.
-        if sandbox_id not in snapshot.records:
+        known = snapshot.records.get(sandbox_id)
+        ancestors = known.ancestors if known is not None else ()
+        if known is None:
             check_spec(snapshot, tenant, spec)
+            ancestors = check_lineage(snapshot, tenant, spec)
             check_room(snapshot, tenant, self._submissions.queued_of(tenant), self._quotas.sandboxes_per_tenant)
             self._writes.charge_for(caller, request.spec.ByteSize())
-        return SandboxRecord(sandbox_id, tenant, spec, Goal.RUN, 1, self._now_ms())
+        return SandboxRecord(sandbox_id, tenant, spec, Goal.RUN, 1, self._now_ms(), ancestors=ancestors)
 
     async def _placed(self, offered: Mapping[int, Submission]) -> dict[int, Sandbox | BedplateError | None]:
         """What became of the submissions; None for one that is to be written alone."""

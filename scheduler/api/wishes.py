@@ -8,6 +8,8 @@ from dataclasses import replace
 
 from fleet.errors import ConflictError
 from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, SandboxRecord, SandboxStatus
+from scheduler.budget.accounts import chain_of, limits_of
+from scheduler.budget.balance import BUDGET_EXHAUSTED, find_exhausted, say_exhausted, spent_of
 from scheduler.placement.evictions import HOST_LOST, awaits_move
 from scheduler.placement.snapshot import Snapshot
 
@@ -24,7 +26,7 @@ def stop(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
 def start(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
     """It shall run again on the disk it had; a start that comes twice starts once.
 
-    Raises ConflictError `not_stopped` for what is not stopped, or not yet.
+    Raises ConflictError `not_stopped` for what is not stopped, or not yet; `budget_exhausted` while an account has nothing left.
     """
     # A record that shall run and has changed since its creation, beyond its moves, was changed by a start.
     if record.goal is Goal.RUN and record.generation > max(1, record.placement) and not has_ended(record, snapshot):
@@ -50,7 +52,18 @@ def start(record: SandboxRecord, snapshot: Snapshot) -> SandboxRecord:
         raise ConflictError("not_stopped", message, f"run it anew: mb destroy {name}, then mb up")
     if not status.released:
         raise _still_stopping(name)
+    _check_budgets(record, snapshot)
     return replace(_wish(record, Goal.RUN), run=max(1, record.run) + 1)
+
+
+def _check_budgets(record: SandboxRecord, snapshot: Snapshot) -> None:
+    for account in chain_of(snapshot, record).accounts:
+        limit = limits_of(snapshot, record.tenant, account).total
+        found = find_exhausted(limit, spent_of(snapshot, record.tenant, account))
+        if found is not None:
+            message = say_exhausted(record.tenant, account, *found)
+            next_step = "mb budget show says what is left; mb budget set raises a limit"
+            raise ConflictError(BUDGET_EXHAUSTED, message, next_step)
 
 
 def _wish(record: SandboxRecord, goal: Goal) -> SandboxRecord:

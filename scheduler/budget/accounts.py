@@ -112,6 +112,16 @@ def limits_of(seen: Seen, tenant: Tenant, account: str) -> Limits:
     return budget.limits if budget is not None else UNLIMITED
 
 
+def is_kept(seen: Seen, account: Account) -> bool:
+    """Whether an account still is one: a tenant's own always, a named one until it is removed, a sandbox's with its record."""
+    tenant, name = account
+    sandbox_id = sandbox_of(name)
+    if sandbox_id:
+        record = seen.records.get(sandbox_id)
+        return record is not None and record.tenant == tenant
+    return name == ROOT_ACCOUNT or account in seen.budgets or account in seen.balances
+
+
 def say_account(tenant: Tenant, account: str) -> str:
     """An account as people call it."""
     if account == ROOT_ACCOUNT:

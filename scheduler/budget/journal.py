@@ -11,7 +11,7 @@ from fleet.model.assignment import Assignment
 from fleet.model.budget import ROOT_ACCOUNT, Balance, Charged, MeterEntry, Prices
 from fleet.model.ids import HostId, SandboxId
 from fleet.model.sandbox import Amounts, Totals
-from scheduler.budget.accounts import Account, need_of, sandbox_of
+from scheduler.budget.accounts import Account, is_kept, need_of, sandbox_of
 from scheduler.budget.balance import add_amounts, as_it_must_be, subtract_amounts
 from scheduler.placement.snapshot import Snapshot, accounts_of, amounts_of, set_aside
 
@@ -126,19 +126,10 @@ def payers_of(snapshot: Snapshot, entry: MeterEntry) -> Iterator[Account]:
             yield account
 
 
-def is_kept(snapshot: Snapshot, account: Account) -> bool:
-    """Whether an account still is one: a tenant's own always, a named one with its budget, a sandbox's with its record."""
-    tenant, name = account
-    sandbox_id = sandbox_of(name)
-    if sandbox_id:
-        record = snapshot.records.get(sandbox_id)
-        return record is not None and record.tenant == tenant
-    return name == ROOT_ACCOUNT or account in snapshot.budgets
-
-
 def is_over(snapshot: Snapshot, account: Account) -> bool:
     """Whether nothing counts in an account any more, so that its balance may go."""
-    return not is_kept(snapshot, account) and account not in snapshot.sums.members and not snapshot.opaque_sandboxes
+    is_there = sandbox_of(account[1]) in snapshot.opaque_sandboxes or is_kept(snapshot, account)
+    return not is_there and account not in snapshot.sums.members
 
 
 def add_totals(one: Totals, other: Totals) -> Totals:

@@ -12,8 +12,8 @@ from fleet.model.assignment import Assignment, GpuShare, Refusal
 from fleet.model.budget import ROOT_ACCOUNT, Balance, Budget, Charged, Meter, Prices
 from fleet.model.host import Capacity, HostCordon, HostLosses, HostRecord, Reservation
 from fleet.model.ids import NO_SANDBOX, Digest, HostId, SandboxId, Tenant
-from fleet.model.sandbox import ENDED_PHASES, Amounts, Goal, Phase, Resources, SandboxRecord, SandboxStatus, StageName
-from scheduler.budget.accounts import Account
+from fleet.model.sandbox import ENDED_PHASES, Amounts, Goal, Phase, Resources, SandboxRecord, SandboxStatus, StageName, Totals
+from scheduler.budget.accounts import Account, is_kept, sandbox_account
 from scheduler.budget.balance import add_amounts, subtract_amounts, unbalanced
 
 K = TypeVar("K")
@@ -132,6 +132,8 @@ class Sums:
         self.reserved_by_account: dict[Account, Amounts] = {}
         self.members: dict[Account, set[tuple[HostId, SandboxId]]] = {}
         self.unbalanced: set[Account] = set()
+        self.lapsed: set[Account] = set()
+        self.limited: set[Account] = set()
         self.tenants_on: dict[HostId, dict[Tenant, int]] = {}
         self.sandboxes_on: dict[HostId, set[SandboxId]] = {}
         self.records_of: dict[Tenant, int] = {}
@@ -198,6 +200,8 @@ class Sums:
         found = set(accounts)
         self.unbalanced -= found
         self.unbalanced |= set(unbalanced(snapshot, found))
+        self.lapsed -= found
+        self.lapsed |= {account for account in found if account in snapshot.balances and not is_kept(snapshot, account)}
 
     def count_record(self, record: SandboxRecord, sign: int) -> None:
         """A record has come (1) or gone (-1)."""
@@ -206,6 +210,8 @@ class Sums:
         _count(self.priorities, record.spec.placement.priority, sign)
         if record.spec.placement.group:
             _join(self.groups, (record.tenant, record.spec.placement.group), record.sandbox_id, is_in=sign > 0)
+        if record.spec.limits.total != Totals():
+            _member(self.limited, (record.tenant, sandbox_account(record.sandbox_id)), is_in=sign > 0)
         if record.spec.parent != NO_SANDBOX:
             _join(self.children, record.spec.parent, record.sandbox_id, is_in=sign > 0)
 
@@ -227,7 +233,8 @@ class Sums:
     def check_meter(self, snapshot: Snapshot, host_id: HostId) -> None:
         """Looks again whether a host's meter is charged."""
         meter, charged = snapshot.meters.get(host_id), snapshot.charged.get(host_id)
-        is_due = meter is not None and (charged is None or charged.period < meter.period)
+        # Also one that went back: a host that has lost its state counts its periods anew.
+        is_due = meter is not None and (charged is None or charged.period != meter.period)
         _member(self.uncharged, host_id, is_in=is_due)
 
 

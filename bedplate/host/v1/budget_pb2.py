@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from bedplate.sandbox.v1 import sandbox_pb2 as bedplate_dot_sandbox_dot_v1_dot_sandbox__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x65\x64plate/host/v1/budget.proto\x12\x10\x62\x65\x64plate.host.v1\x1a!bedplate/sandbox/v1/sandbox.proto\"\x81\x01\n\x06\x42udget\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12+\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Limits\x12\n\n\x02\x62y\x18\x05 \x01(\t\x12\r\n\x05\x61t_ms\x18\x06 \x01(\x03\"\x86\x01\n\x07\x42\x61lance\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12.\n\x08reserved\x18\x03 \x01(\x0b\x32\x1c.bedplate.sandbox.v1.Amounts\x12*\n\x05spent\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\"\x80\x01\n\nMeterEntry\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tplacement\x18\x03 \x01(\r\x12)\n\x04used\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\x12\x10\n\x08\x61\x63\x63ounts\x18\x05 \x03(\t\"f\n\x05Meter\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06period\x18\x02 \x01(\x04\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x03\x12-\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1c.bedplate.host.v1.MeterEntry\"Y\n\x07\x43harged\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06period\x18\x02 \x01(\x04\x12-\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1c.bedplate.host.v1.MeterEntry\"S\n\x06Prices\x12\x17\n\x0fvcpu_hour_micro\x18\x01 \x01(\x04\x12\x16\n\x0egpu_hour_micro\x18\x02 \x01(\x04\x12\x18\n\x10\x65gress_gib_micro\x18\x03 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x65\x64plate/host/v1/budget.proto\x12\x10\x62\x65\x64plate.host.v1\x1a!bedplate/sandbox/v1/sandbox.proto\"\x81\x01\n\x06\x42udget\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12+\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Limits\x12\n\n\x02\x62y\x18\x05 \x01(\t\x12\r\n\x05\x61t_ms\x18\x06 \x01(\x03\"\x86\x01\n\x07\x42\x61lance\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12.\n\x08reserved\x18\x03 \x01(\x0b\x32\x1c.bedplate.sandbox.v1.Amounts\x12*\n\x05spent\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\"\x80\x01\n\nMeterEntry\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tplacement\x18\x03 \x01(\r\x12)\n\x04used\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\x12\x10\n\x08\x61\x63\x63ounts\x18\x05 \x03(\t\"f\n\x05Meter\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06period\x18\x02 \x01(\x04\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x03\x12-\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1c.bedplate.host.v1.MeterEntry\"h\n\tMeterBook\x12&\n\x05meter\x18\x01 \x01(\x0b\x32\x17.bedplate.host.v1.Meter\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x11\n\tlooked_ms\x18\x03 \x01(\x03\x12\x0f\n\x07running\x18\x04 \x03(\t\"Y\n\x07\x43harged\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0e\n\x06period\x18\x02 \x01(\x04\x12-\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1c.bedplate.host.v1.MeterEntry\"S\n\x06Prices\x12\x17\n\x0fvcpu_hour_micro\x18\x01 \x01(\x04\x12\x16\n\x0egpu_hour_micro\x18\x02 \x01(\x04\x12\x18\n\x10\x65gress_gib_micro\x18\x03 \x01(\x04\"$\n\x12ListBudgetsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"B\n\x13ListBudgetsResponse\x12+\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x19.bedplate.host.v1.Account\"p\n\x10SetBudgetRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12+\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Limits\"6\n\x13RemoveBudgetRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\"\x16\n\x14RemoveBudgetResponse\"\x12\n\x10GetPricesRequest\"<\n\x10SetPricesRequest\x12(\n\x06prices\x18\x01 \x01(\x0b\x32\x18.bedplate.host.v1.Prices\"\xe4\x02\n\x07\x41\x63\x63ount\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12+\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Limits\x12.\n\x08reserved\x18\x05 \x01(\x0b\x32\x1c.bedplate.sandbox.v1.Amounts\x12*\n\x05spent\x18\x06 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\x12(\n\x03use\x18\x07 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\x12+\n\x06hourly\x18\x08 \x01(\x0b\x32\x1b.bedplate.sandbox.v1.Totals\x12\n\n\x02\x62y\x18\t \x01(\t\x12\r\n\x05\x61t_ms\x18\n \x01(\x03\x12-\n\tshortages\x18\x0b \x03(\x0b\x32\x1a.bedplate.host.v1.Shortage\"+\n\x08Shortage\x12\x11\n\tdimension\x18\x01 \x01(\t\x12\x0c\n\x04in_s\x18\x02 \x01(\x03\x32\xac\x03\n\rBudgetService\x12Z\n\x0bListBudgets\x12$.bedplate.host.v1.ListBudgetsRequest\x1a%.bedplate.host.v1.ListBudgetsResponse\x12J\n\tSetBudget\x12\".bedplate.host.v1.SetBudgetRequest\x1a\x19.bedplate.host.v1.Account\x12]\n\x0cRemoveBudget\x12%.bedplate.host.v1.RemoveBudgetRequest\x1a&.bedplate.host.v1.RemoveBudgetResponse\x12I\n\tGetPrices\x12\".bedplate.host.v1.GetPricesRequest\x1a\x18.bedplate.host.v1.Prices\x12I\n\tSetPrices\x12\".bedplate.host.v1.SetPricesRequest\x1a\x18.bedplate.host.v1.Pricesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,8 +40,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METERENTRY']._serialized_end=484
   _globals['_METER']._serialized_start=486
   _globals['_METER']._serialized_end=588
-  _globals['_CHARGED']._serialized_start=590
-  _globals['_CHARGED']._serialized_end=679
-  _globals['_PRICES']._serialized_start=681
-  _globals['_PRICES']._serialized_end=764
+  _globals['_METERBOOK']._serialized_start=590
+  _globals['_METERBOOK']._serialized_end=694
+  _globals['_CHARGED']._serialized_start=696
+  _globals['_CHARGED']._serialized_end=785
+  _globals['_PRICES']._serialized_start=787
+  _globals['_PRICES']._serialized_end=870
+  _globals['_LISTBUDGETSREQUEST']._serialized_start=872
+  _globals['_LISTBUDGETSREQUEST']._serialized_end=908
+  _globals['_LISTBUDGETSRESPONSE']._serialized_start=910
+  _globals['_LISTBUDGETSRESPONSE']._serialized_end=976
+  _globals['_SETBUDGETREQUEST']._serialized_start=978
+  _globals['_SETBUDGETREQUEST']._serialized_end=1090
+  _globals['_REMOVEBUDGETREQUEST']._serialized_start=1092
+  _globals['_REMOVEBUDGETREQUEST']._serialized_end=1146
+  _globals['_REMOVEBUDGETRESPONSE']._serialized_start=1148
+  _globals['_REMOVEBUDGETRESPONSE']._serialized_end=1170
+  _globals['_GETPRICESREQUEST']._serialized_start=1172
+  _globals['_GETPRICESREQUEST']._serialized_end=1190
+  _globals['_SETPRICESREQUEST']._serialized_start=1192
+  _globals['_SETPRICESREQUEST']._serialized_end=1252
+  _globals['_ACCOUNT']._serialized_start=1255
+  _globals['_ACCOUNT']._serialized_end=1611
+  _globals['_SHORTAGE']._serialized_start=1613
+  _globals['_SHORTAGE']._serialized_end=1656
+  _globals['_BUDGETSERVICE']._serialized_start=1659
+  _globals['_BUDGETSERVICE']._serialized_end=2087
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from bedplate.host.v1 import budget_pb2 as bedplate_dot_host_dot_v1_dot_budget__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -22,3 +23,253 @@ if _version_not_supported:
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
+
+
+class BudgetServiceStub:
+    """The tenants' accounts and what they use. Operators name the tenant, and set the tenant's own account and the prices; tenants set
+    named accounts below their own.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListBudgets = channel.unary_unary(
+                '/bedplate.host.v1.BudgetService/ListBudgets',
+                request_serializer=bedplate_dot_host_dot_v1_dot_budget__pb2.ListBudgetsRequest.SerializeToString,
+                response_deserializer=bedplate_dot_host_dot_v1_dot_budget__pb2.ListBudgetsResponse.FromString,
+                _registered_method=True)
+        self.SetBudget = channel.unary_unary(
+                '/bedplate.host.v1.BudgetService/SetBudget',
+                request_serializer=bedplate_dot_host_dot_v1_dot_budget__pb2.SetBudgetRequest.SerializeToString,
+                response_deserializer=bedplate_dot_host_dot_v1_dot_budget__pb2.Account.FromString,
+                _registered_method=True)
+        self.RemoveBudget = channel.unary_unary(
+                '/bedplate.host.v1.BudgetService/RemoveBudget',
+                request_serializer=bedplate_dot_host_dot_v1_dot_budget__pb2.RemoveBudgetRequest.SerializeToString,
+                response_deserializer=bedplate_dot_host_dot_v1_dot_budget__pb2.RemoveBudgetResponse.FromString,
+                _registered_method=True)
+        self.GetPrices = channel.unary_unary(
+                '/bedplate.host.v1.BudgetService/GetPrices',
+                request_serializer=bedplate_dot_host_dot_v1_dot_budget__pb2.GetPricesRequest.SerializeToString,
+                response_deserializer=bedplate_dot_host_dot_v1_dot_budget__pb2.Prices.FromString,
+                _registered_method=True)
+        self.SetPrices = channel.unary_unary(
+                '/bedplate.host.v1.BudgetService/SetPrices',
+                request_serializer=bedplate_dot_host_dot_v1_dot_budget__pb2.SetPricesRequest.SerializeToString,
+                response_deserializer=bedplate_dot_host_dot_v1_dot_budget__pb2.Prices.FromString,
+                _registered_method=True)
+
+
+class BudgetServiceServicer:
+    """The tenants' accounts and what they use. Operators name the tenant, and set the tenant's own account and the prices; tenants set
+    named accounts below their own.
+    """
+
+    def ListBudgets(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetBudget(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveBudget(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPrices(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPrices(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_BudgetServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListBudgets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBudgets,
+                    request_deserializer=bedplate_dot_host_dot_v1_dot_budget__pb2.ListBudgetsRequest.FromString,
+                    response_serializer=bedplate_dot_host_dot_v1_dot_budget__pb2.ListBudgetsResponse.SerializeToString,
+            ),
+            'SetBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBudget,
+                    request_deserializer=bedplate_dot_host_dot_v1_dot_budget__pb2.SetBudgetRequest.FromString,
+                    response_serializer=bedplate_dot_host_dot_v1_dot_budget__pb2.Account.SerializeToString,
+            ),
+            'RemoveBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveBudget,
+                    request_deserializer=bedplate_dot_host_dot_v1_dot_budget__pb2.RemoveBudgetRequest.FromString,
+                    response_serializer=bedplate_dot_host_dot_v1_dot_budget__pb2.RemoveBudgetResponse.SerializeToString,
+            ),
+            'GetPrices': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPrices,
+                    request_deserializer=bedplate_dot_host_dot_v1_dot_budget__pb2.GetPricesRequest.FromString,
+                    response_serializer=bedplate_dot_host_dot_v1_dot_budget__pb2.Prices.SerializeToString,
+            ),
+            'SetPrices': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPrices,
+                    request_deserializer=bedplate_dot_host_dot_v1_dot_budget__pb2.SetPricesRequest.FromString,
+                    response_serializer=bedplate_dot_host_dot_v1_dot_budget__pb2.Prices.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'bedplate.host.v1.BudgetService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('bedplate.host.v1.BudgetService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class BudgetService:
+    """The tenants' accounts and what they use. Operators name the tenant, and set the tenant's own account and the prices; tenants set
+    named accounts below their own.
+    """
+
+    @staticmethod
+    def ListBudgets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.host.v1.BudgetService/ListBudgets',
+            bedplate_dot_host_dot_v1_dot_budget__pb2.ListBudgetsRequest.SerializeToString,
+            bedplate_dot_host_dot_v1_dot_budget__pb2.ListBudgetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.host.v1.BudgetService/SetBudget',
+            bedplate_dot_host_dot_v1_dot_budget__pb2.SetBudgetRequest.SerializeToString,
+            bedplate_dot_host_dot_v1_dot_budget__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.host.v1.BudgetService/RemoveBudget',
+            bedplate_dot_host_dot_v1_dot_budget__pb2.RemoveBudgetRequest.SerializeToString,
+            bedplate_dot_host_dot_v1_dot_budget__pb2.RemoveBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPrices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.host.v1.BudgetService/GetPrices',
+            bedplate_dot_host_dot_v1_dot_budget__pb2.GetPricesRequest.SerializeToString,
+            bedplate_dot_host_dot_v1_dot_budget__pb2.Prices.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPrices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bedplate.host.v1.BudgetService/SetPrices',
+            bedplate_dot_host_dot_v1_dot_budget__pb2.SetPricesRequest.SerializeToString,
+            bedplate_dot_host_dot_v1_dot_budget__pb2.Prices.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

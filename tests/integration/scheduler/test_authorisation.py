@@ -53,6 +53,11 @@ SCHEDULER = {
     "bedplate.host.v1.SchedulerService/ListSchedulers": "operator",
     "bedplate.host.v1.HostService/DrainHost": "operator",
     "bedplate.host.v1.HostService/GetDrain": "operator",
+    "bedplate.host.v1.BudgetService/ListBudgets": "operator, tenant",
+    "bedplate.host.v1.BudgetService/SetBudget": "operator, tenant",
+    "bedplate.host.v1.BudgetService/RemoveBudget": "operator, tenant",
+    "bedplate.host.v1.BudgetService/GetPrices": "operator, tenant",
+    "bedplate.host.v1.BudgetService/SetPrices": "operator",
     "bedplate.host.v1.EnrolmentService/CreateToken": "operator",
     "bedplate.host.v1.EnrolmentService/RenewCertificate": "host",
     "bedplate.host.v1.EnrolmentService/RevokeHost": "operator",
@@ -71,8 +76,8 @@ HOSTD = {
 }
 # On the scheduler's enrolment listener, which asks nobody for a certificate.
 BY_TOKEN = {"bedplate.host.v1.JoinService/Enrol"}
-# What a tenant may call without naming a tenant or a sandbox of its own: nothing so far.
-TENANTLESS: frozenset[str] = frozenset()
+# What a tenant may call without naming a tenant or a sandbox of its own: prices are everybody's.
+TENANTLESS = frozenset({"bedplate.host.v1.BudgetService/GetPrices"})
 THREAT_MODEL = Path(__file__).parents[3] / "docs" / "threat-model.md"
 
 _ROW = re.compile(r"^\| (scheduler|hostd) \| `(bedplate\.[^`]+)` \| ([a-z, ]+) \|$", re.MULTILINE)

@@ -155,7 +155,8 @@ async def test_a_sandbox_is_removed_without_a_trace(store: Store, decider: Decid
     # Only when the host has forgotten it as well is it gone.
     await look(decider, await put_all(store, [Delete(gone.key)]))
     left = {entry.key.removeprefix(ROOT).split("/")[0] for entry in (await store.list_prefix(ROOT)).entries}
-    assert left == {"host", "alive", "leader", "reservation", "tombstone"}
+    # What its tenant has used stays with the tenant.
+    assert left == {"host", "alive", "leader", "reservation", "balance", "tombstone"}
     (tombstone,) = (await store.list_prefix(TOMBSTONES)).entries
     assert tombstone.lease_id != 0
     found = await store.get(reservation_key(host().host_id))

@@ -12,7 +12,7 @@ from fleet.model.assignment import GpuShare
 from fleet.model.budget import Balance, Budget, Charged, Meter, Prices
 from fleet.model.host import Gpu, HostCordon, HostLosses, NumaNode, Reservation
 from fleet.model.ids import NO_SANDBOX, HostId, Tenant
-from fleet.model.sandbox import Amounts, Goal, Limits, Phase, Resources
+from fleet.model.sandbox import Amounts, Goal, Limits, Phase, Resources, Totals
 from fleet.store import keyspace
 from fleet.store.port import KeyValue
 from scheduler.contents import Contents, snapshot_of
@@ -34,10 +34,13 @@ def of_sandboxes(draw: st.DrawFn) -> tuple[str, bytes]:
     """A record, an order, a status, a refusal or a name."""
     number, tenant, host_id = draw(numbers), draw(tenants), draw(carriers)
     parent = draw(st.sampled_from([NO_SANDBOX, sandbox_id(0)]))
-    wish = replace(record(number), tenant=tenant, spec=spec(number, parent=parent), goal=draw(st.sampled_from(Goal)))
+    limits = Limits(total=Totals(wall_ms=draw(st.integers(0, 1))))
+    wanted = spec(number, parent=parent, limits=limits)
+    wish = replace(record(number), tenant=tenant, spec=wanted, goal=draw(st.sampled_from(Goal)))
     wish = replace(wish, run=draw(st.integers(1, 2)), placement=draw(st.integers(1, 2)))
     order = assignment(wish, host(host_id), gpus=tuple(draw(devices)), run=draw(st.integers(1, 2)))
-    order = replace(order, placement=draw(st.integers(1, 3)), numa_node=draw(st.integers(-1, 1)))
+    payers = draw(st.sampled_from([(), ("",), ("team", ""), (f"~{sandbox_id(0)}", "")]))
+    order = replace(order, placement=draw(st.integers(1, 3)), numa_node=draw(st.integers(-1, 1)), accounts=payers)
     said = status(order, draw(st.sampled_from(Phase)), released=draw(st.booleans()))
     return draw(
         st.sampled_from(
@@ -73,7 +76,7 @@ def of_hosts(draw: st.DrawFn) -> tuple[str, bytes]:
 @st.composite
 def of_accounts(draw: st.DrawFn) -> tuple[str, bytes]:
     """What there is by account, the prices, and keys of which nothing is read."""
-    account, tenant = draw(st.sampled_from(["", "team"])), Tenant("demo")
+    account, tenant = draw(st.sampled_from(["", "team", f"~{sandbox_id(0)}"])), Tenant("demo")
     amounts = Amounts(vcpus=draw(st.integers(1, 3)))
     budget = Budget(tenant, account, "", Limits(amounts), "me", NOW_MS)
     return draw(
