@@ -38,6 +38,7 @@ _VERBS = {
     "down": ("mb.commands.down", "Destroy the sandbox of a jcard."),
     "destroy": ("mb.commands.destroy", "Remove every trace of sandboxes."),
     "rm": ("mb.commands.destroy", "The same as destroy."),
+    "budget": ("mb.commands.budget", "Budgets of a tenant's accounts."),
     "secret": ("mb.commands.secret", "Secrets of sandboxes."),
     "host": ("mb.commands.host", "Hosts (operators)."),
     "scheduler": ("mb.commands.scheduler", "Schedulers (operators)."),

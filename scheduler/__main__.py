@@ -18,7 +18,7 @@ import structlog
 from grpc_health.v1 import health as health_service
 
 from bedplate.content.v1 import content_pb2_grpc
-from bedplate.host.v1 import budget_pb2_grpc
+from bedplate.host.v1 import account_pb2_grpc
 from bedplate.host.v1 import enrolment_pb2_grpc as enrolment_grpc
 from bedplate.host.v1 import scheduler_pb2_grpc as scheduler_grpc
 from bedplate.host.v1 import service_pb2_grpc as host_grpc
@@ -223,7 +223,7 @@ def _add_services(served: _Served, server: grpc.aio.Server) -> None:
     event_pb2_grpc.add_EventServiceServicer_to_server(EventService(store, state, channels), server)
     content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels, served.copies), server)
     host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)
-    budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetService(store, state, _now_ms, writes), server)
+    account_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetService(store, state, _now_ms, writes), server)
     enrolment_grpc.add_EnrolmentServiceServicer_to_server(served.enrolment, server)
 
 

@@ -12,6 +12,7 @@ from fleet.errors import BedplateError, InvalidSpecError
 if TYPE_CHECKING:
     from fleet.model.assignment import Sandbox
     from fleet.model.sandbox import Agent
+    from mb.books import Books
     from mb.client import Client
     from mb.operator import Operator
 
@@ -138,3 +139,22 @@ def notify(text: str) -> None:
     from mb.render.text import flow  # noqa: PLC0415 (most verbs need none)
 
     click.echo("\n".join(flow("", text)), err=True)
+
+
+def keep_books(ctx: click.Context, action: Callable[["Books"], Awaitable[T]]) -> T:
+    """Runs `action` with calls about budgets to the configured scheduler."""
+    import asyncio  # noqa: PLC0415 (as above)
+
+    from mb.books import open_books  # noqa: PLC0415
+    from mb.config import load_client_config  # noqa: PLC0415
+    from mb.diagnosis import explained  # noqa: PLC0415
+
+    caller = ctx.find_root().obj
+    config = load_client_config(caller.config, caller.tenant)
+
+    async def run() -> T:
+        async with open_books(config) as books:
+            return await action(books)
+
+    with explained(config):
+        return asyncio.run(run())

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bedplate.host.v1 import budget_pb2, budget_pb2_grpc
+from bedplate.host.v1 import account_pb2, account_pb2_grpc
 from fleet.codec import encode, from_message, to_message
 from fleet.errors import ConflictError, InvalidSpecError, NotFoundError, NotPermittedError
 from fleet.gatekeeper import caller_of
@@ -26,7 +26,7 @@ from scheduler.state import FleetState
 QUOTED_CHARS_MAX = 80
 
 
-class BudgetService(budget_pb2_grpc.BudgetServiceServicer):
+class BudgetService(account_pb2_grpc.BudgetServiceServicer):
     """Writes budgets and prices; balances are the cycle's."""
 
     def __init__(self, store: Store, state: FleetState, now_ms: Callable[[], int], writes: WriteLimit) -> None:
@@ -39,7 +39,7 @@ class BudgetService(budget_pb2_grpc.BudgetServiceServicer):
         """The tenant's own account, its named ones, and those of sandboxes that have limits."""
         tenant = tenant_of(caller_of(context), request.tenant)
         accounts = accounts_of_tenant(self._state.fresh(), tenant, self._now_ms())
-        return budget_pb2.ListBudgetsResponse(accounts=[to_message(one) for one in accounts])
+        return account_pb2.ListBudgetsResponse(accounts=[to_message(one) for one in accounts])
 
     async def SetBudget(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Sets all limits of an account, and makes it where it is new; a tenant's own is the operators'."""
@@ -80,7 +80,7 @@ class BudgetService(budget_pb2_grpc.BudgetServiceServicer):
         if not committed.is_committed:
             raise ConflictError("budget_moved", f"account {account} is changed by others too", "look, then try again")
         await self._state.seen(committed.revision)
-        return budget_pb2.RemoveBudgetResponse()
+        return account_pb2.RemoveBudgetResponse()
 
     async def GetPrices(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         """What a unit costs."""

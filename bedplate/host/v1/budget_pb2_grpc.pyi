@@ -5,18 +5,11 @@ Budgets: what an account may use, what it has set aside and used, and what hosts
 An account is a tenant's ("" is the tenant's own, the root), named by a DNS label, or a sandbox's ("~" and its id).
 """
 
-from bedplate.host.v1 import budget_pb2 as _budget_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
-import sys
 import typing as _typing
-
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
 
 _T = _typing.TypeVar("_T")
 
@@ -27,73 +20,3 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
-
-class BudgetServiceStub:
-    """The tenants' accounts and what they use. Operators name the tenant, and set the tenant's own account and the prices; tenants set
-    named accounts below their own.
-    """
-
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> BudgetServiceAsyncStub: ...
-    ListBudgets: _grpc.UnaryUnaryMultiCallable[_budget_pb2.ListBudgetsRequest, _budget_pb2.ListBudgetsResponse]
-    SetBudget: _grpc.UnaryUnaryMultiCallable[_budget_pb2.SetBudgetRequest, _budget_pb2.Account]
-    RemoveBudget: _grpc.UnaryUnaryMultiCallable[_budget_pb2.RemoveBudgetRequest, _budget_pb2.RemoveBudgetResponse]
-    GetPrices: _grpc.UnaryUnaryMultiCallable[_budget_pb2.GetPricesRequest, _budget_pb2.Prices]
-    SetPrices: _grpc.UnaryUnaryMultiCallable[_budget_pb2.SetPricesRequest, _budget_pb2.Prices]
-
-@_typing.type_check_only
-class BudgetServiceAsyncStub(BudgetServiceStub):
-    """The tenants' accounts and what they use. Operators name the tenant, and set the tenant's own account and the prices; tenants set
-    named accounts below their own.
-    """
-
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    ListBudgets: _aio.UnaryUnaryMultiCallable[_budget_pb2.ListBudgetsRequest, _budget_pb2.ListBudgetsResponse]  # type: ignore[assignment]
-    SetBudget: _aio.UnaryUnaryMultiCallable[_budget_pb2.SetBudgetRequest, _budget_pb2.Account]  # type: ignore[assignment]
-    RemoveBudget: _aio.UnaryUnaryMultiCallable[_budget_pb2.RemoveBudgetRequest, _budget_pb2.RemoveBudgetResponse]  # type: ignore[assignment]
-    GetPrices: _aio.UnaryUnaryMultiCallable[_budget_pb2.GetPricesRequest, _budget_pb2.Prices]  # type: ignore[assignment]
-    SetPrices: _aio.UnaryUnaryMultiCallable[_budget_pb2.SetPricesRequest, _budget_pb2.Prices]  # type: ignore[assignment]
-
-class BudgetServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The tenants' accounts and what they use. Operators name the tenant, and set the tenant's own account and the prices; tenants set
-    named accounts below their own.
-    """
-
-    @_abc_1.abstractmethod
-    def ListBudgets(
-        self,
-        request: _budget_pb2.ListBudgetsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_budget_pb2.ListBudgetsResponse, _abc.Awaitable[_budget_pb2.ListBudgetsResponse]]: ...
-
-    @_abc_1.abstractmethod
-    def SetBudget(
-        self,
-        request: _budget_pb2.SetBudgetRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_budget_pb2.Account, _abc.Awaitable[_budget_pb2.Account]]: ...
-
-    @_abc_1.abstractmethod
-    def RemoveBudget(
-        self,
-        request: _budget_pb2.RemoveBudgetRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_budget_pb2.RemoveBudgetResponse, _abc.Awaitable[_budget_pb2.RemoveBudgetResponse]]: ...
-
-    @_abc_1.abstractmethod
-    def GetPrices(
-        self,
-        request: _budget_pb2.GetPricesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_budget_pb2.Prices, _abc.Awaitable[_budget_pb2.Prices]]: ...
-
-    @_abc_1.abstractmethod
-    def SetPrices(
-        self,
-        request: _budget_pb2.SetPricesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_budget_pb2.Prices, _abc.Awaitable[_budget_pb2.Prices]]: ...
-
-def add_BudgetServiceServicer_to_server(servicer: BudgetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
