@@ -1,13 +1,16 @@
 """A plan's view of budgets: whether one more sandbox may be placed, whoever has room for it. PURE."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from fleet.model.assignment import Assignment, RefusalReason
 from fleet.model.sandbox import Amounts
 from scheduler.budget.accounts import Chain, need_of
-from scheduler.budget.balance import Ledger
+from scheduler.budget.balance import BUDGET, Ledger
 from scheduler.placement.snapshot import Snapshot, accounts_of, amounts_of, set_aside
 from scheduler.placement.wishes import Ask
+
+# A group is one transaction: so many conditions come with each member beside its accounts' (scheduler/commit.py), and so many may be.
+GROUP_KEYS, KEYS_MAX = 6, 118
 
 
 class Purse:
@@ -25,8 +28,12 @@ class Purse:
         self._ledger.rollback(mark)
         return reason
 
-    def refuse_any(self, asks: Iterable[Ask]) -> RefusalReason | None:
+    def refuse_any(self, asks: Sequence[Ask]) -> RefusalReason | None:
         """Why their budgets do not let all of them be placed together; None where they do."""
+        payers = {account for ask in asks for account in self._ledger.chain(ask.record).accounts}
+        if GROUP_KEYS * len(asks) + len(payers) > KEYS_MAX:
+            text = f"its {len(asks)} members have {len(payers)} accounts together, more than are changed at once"
+            return RefusalReason(BUDGET, 0, f"{text}; give fewer of them limits of their own")
         mark = self._ledger.mark()
         try:
             for ask in asks:

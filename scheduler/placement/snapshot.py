@@ -12,7 +12,17 @@ from fleet.model.assignment import Assignment, GpuShare, Refusal
 from fleet.model.budget import ROOT_ACCOUNT, Balance, Budget, Charged, Meter, Prices
 from fleet.model.host import Capacity, HostCordon, HostLosses, HostRecord, Reservation
 from fleet.model.ids import NO_SANDBOX, Digest, HostId, SandboxId, Tenant
-from fleet.model.sandbox import ENDED_PHASES, Amounts, Goal, Phase, Resources, SandboxRecord, SandboxStatus, StageName, Totals
+from fleet.model.sandbox import (
+    ENDED_PHASES,
+    Amounts,
+    Goal,
+    Phase,
+    Resources,
+    SandboxRecord,
+    SandboxStatus,
+    StageName,
+    Totals,
+)
 from scheduler.budget.accounts import Account, is_kept, sandbox_account
 from scheduler.budget.balance import add_amounts, subtract_amounts, unbalanced
 
