@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,10 @@ _EXAMPLES = examples(
 @click.command(epilog=_EXAMPLES)
 @click.argument("path", type=click.Path(path_type=Path), default=".")
 @click.option("--name", default="", help="Name of the sandbox, instead of the jcard's.")
+@click.option("--budget", default="", metavar="ACCOUNT", help="The account that pays, instead of the jcard's.")
+@click.option(
+    "--parent", default="", metavar="NAME", help="The sandbox that it is a child of: it counts in its limits."
+)
 @click.option("--detach", is_flag=True, help="Do not wait for its end.")
 @click.option("--rm", "remove", is_flag=True, help="Destroy it when it has ended, results included.")
 @click.option("--id", "sandbox_id", default="", help="The id of an earlier try: the same request is the same sandbox.")
@@ -58,6 +63,8 @@ def command(
     path: Path,
     *,
     name: str,
+    budget: str,
+    parent: str,
     detach: bool,
     remove: bool,
     sandbox_id: str,
@@ -79,6 +86,7 @@ def command(
         Progress(sys.stderr),
         as_json=as_json,
         removes=remove,
+        payers=(budget, parent),
     )
     try:
         if count is not None:
@@ -138,7 +146,10 @@ def _start_copies(ctx: click.Context, run: "_Run", what: tuple[Path, str], how: 
 class _Run:
     """One `mb up` under way."""
 
-    def __init__(self, sandbox_id: SandboxId, progress: Progress, *, as_json: bool, removes: bool) -> None:
+    def __init__(
+        self, sandbox_id: SandboxId, progress: Progress, *, as_json: bool, removes: bool, payers: tuple[str, str]
+    ) -> None:
+        self._budget, self._parent = payers
         self._sandbox_id = sandbox_id
         self._progress = progress
         self.as_json = as_json
@@ -150,6 +161,7 @@ class _Run:
         self, client: "Client", found: Prepared, number: int, *, is_gang: bool
     ) -> "list[Sandbox | BedplateError]":
         """Sends what the fleet does not hold, then asks for so many sandboxes, in one call."""
+        found = await self._with_payers(client, found)
         creations = copies_of(found.spec, self._sandbox_id, number, is_gang=is_gang)
         await self._prepare(client, found)
         made = await create_copies(client, creations, CREATE_RETRY_S, self._progress.say)
@@ -159,12 +171,20 @@ class _Run:
             self._progress.say(f"mb up --id {self._sandbox_id} with the same options asks for the same ones again")
         return made
 
+    async def _with_payers(self, client: "Client", found: Prepared) -> Prepared:
+        """With the account and the parent that were named."""
+        spec = replace(found.spec, budget=self._budget or found.spec.budget)
+        if self._parent:
+            spec = replace(spec, parent=(await client.get_sandbox(self._parent)).sandbox_id)
+        return replace(found, spec=spec)
+
     async def deliver_all(self, client: "Client", sandboxes: "Sequence[Sandbox]") -> "list[Sandbox]":
         """Waits until each asks for its secrets, and sends them."""
         return list(await asyncio.gather(*(self.deliver(client, one) for one in sandboxes)))
 
     async def start(self, client: "Client", found: Prepared) -> "Sandbox":
         """Sends what the fleet does not hold, then asks for the sandbox."""
+        found = await self._with_payers(client, found)
         await self._prepare(client, found)
         self._created = await self._create(client, found)
         self._progress.say(f"sandbox {found.spec.name} ({self._sandbox_id}) is asked for")

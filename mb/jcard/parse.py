@@ -22,6 +22,7 @@ from fleet.model.sandbox import (
     SandboxSpec,
 )
 from mb.jcard.agents import Surroundings, agent_tables, read_agents
+from mb.jcard.budget import read_account, read_limits
 from mb.jcard.model import Jcard, Shared
 from mb.jcard.paths import to_path
 from mb.jcard.secret import read_secrets
@@ -63,7 +64,6 @@ def read_jcard(text: str, folder: Path, reading: Reading) -> Jcard:
     workdir = shared[0].guest if shared else ""
     about = Surroundings(folder, image.name, network.mode, workdir, resources.memory_mib, tuple(secrets))
     agents = read_agents(tables, about)
-    root.finish()
     spec = SandboxSpec(
         name,
         image,
@@ -73,7 +73,10 @@ def read_jcard(text: str, folder: Path, reading: Reading) -> Jcard:
         require_labels=labels,
         secrets=tuple(secrets),
         placement=placement,
+        budget=read_account(root),
+        limits=read_limits(root),
     )
+    root.finish()
     fields = tuple(field for field, _ in agents)
     return Jcard(spec, shared, fields, secrets, tuple(dict.fromkeys(reading.notes)), tuple(reading.faults))
 

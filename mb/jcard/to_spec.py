@@ -9,6 +9,7 @@ from fleet.model.ids import Digest
 from fleet.model.sandbox import SandboxSpec, Source
 from mb.jcard.model import Jcard
 from mb.jcard.table import SHOWN_CHARS_MAX, SYNTAX_INVALID
+from mb.limits import CONCURRENT, DIMENSIONS
 from mb.pack import Packed
 
 # Stands for a source that could not be packed, so that the rest can be judged; such a spec is never sent.
@@ -22,6 +23,11 @@ _FIELDS = {
     "resources.disk_mib": "resources.disk",
     "resources.gpu_milli": "resources.gpu_fraction",
     "resources.gpu_memory_mib": "resources.gpu_memory",
+    "budget": "budget.account",
+    **{
+        f"limits.{'concurrent' if one.field in CONCURRENT else 'total'}.{one.field}": f"limits.{one.word}"
+        for one in DIMENSIONS
+    },
     "placement.tolerations": "placement.tolerates",
     "placement.prefer_labels": "placement.prefers",
     "placement.parent_affinity": "placement.parent",

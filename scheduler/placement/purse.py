@@ -9,7 +9,7 @@ from scheduler.budget.balance import BUDGET, Ledger
 from scheduler.placement.snapshot import Snapshot, accounts_of, amounts_of, set_aside
 from scheduler.placement.wishes import Ask
 
-# A group is one transaction: so many conditions come with each member beside its accounts' (scheduler/commit.py), and so many may be.
+# A group is one transaction: so many conditions come with each member beside its accounts (scheduler/commit.py), of so many.
 GROUP_KEYS, KEYS_MAX = 6, 118
 
 

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from bedplate.host.v1 import budget_pb2, cycle_pb2, enrolment_pb2, host_pb2, progress_pb2
+from bedplate.host.v1 import account_pb2, budget_pb2, cycle_pb2, enrolment_pb2, host_pb2, progress_pb2
 from bedplate.sandbox.v1 import event_pb2, explain_pb2, sandbox_pb2, service_pb2
 from fleet.codec import decode, encode, to_message
 from fleet.errors import InvalidSpecError
@@ -21,7 +21,7 @@ from hostd.reconcile import progress
 
 # What is stored or shown; the files of services have requests and answers beside it.
 VOCABULARY = (sandbox_pb2, host_pb2, progress_pb2, budget_pb2, cycle_pb2)
-MODULES = (*VOCABULARY, event_pb2, explain_pb2, service_pb2, enrolment_pb2)
+MODULES = (*VOCABULARY, account_pb2, event_pb2, explain_pb2, service_pb2, enrolment_pb2)
 MODELS = (assignment, budget, cycle, enrolment, event, explanation, host, sandbox, progress, usage)
 
 

@@ -9,15 +9,18 @@ from fleet.model.admission import FieldRefusal
 from fleet.model.sandbox import (
     Affinity,
     Agent,
+    Amounts,
     EnvVar,
     ImageRef,
     Label,
+    Limits,
     Network,
     NetworkMode,
     Placement,
     Resources,
     Restart,
     SandboxSpec,
+    Totals,
 )
 from mb.jcard.model import Jcard
 from mb.jcard.parse import parse_jcard, to_label
@@ -143,6 +146,52 @@ def test_where_it_would_be_reaches_the_spec() -> None:
     )
     kept, zone = Label("kept", "research"), Label("zone", "a")
     assert jcard.spec.placement == Placement(5, (kept,), (zone,), Affinity.ANY, "night", 3)
+
+
+def test_budget_and_limits_reach_the_spec() -> None:
+    """The account and every limit, in the units that a spec counts in."""
+    jcard = parse(
+        AGENT
+        + """
+        [budget]
+        account = "research"
+        [limits]
+        vcpus = 8
+        memory = "16GiB"
+        disk = "1TiB"
+        gpus = "0.5"
+        sandboxes = 4
+        depth = 2
+        wall_clock = "90s"
+        vcpu_time = "2h"
+        gpu_time = "1h"
+        egress = "1GiB"
+        cost = "12.50"
+        """
+    )
+    assert jcard.faults == ()
+    assert jcard.spec.budget == "research"
+    assert jcard.spec.limits == Limits(
+        Amounts(8, 16 * 1024, 1024 * 1024, 500, 4, 2),
+        Totals(90_000, 2 * 3_600_000, 3_600_000, 1024**3, 12_500_000),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("[limits]\nvcpus = -1", "limits.vcpus"),
+        ("[limits]\nwall_clock = 10", "limits.wall_clock"),
+        ('[limits]\nmemory = "much"', "limits.memory"),
+        ('[limits]\ncost = "1.1234567"', "limits.cost"),
+        ("[limits]\nspeed = 1", "limits.speed"),
+        ('[budget]\naccount = "No Name"', "budget.account"),
+    ],
+)
+def test_a_limit_that_is_none_is_named(text: str, field: str) -> None:
+    """What cannot be read, or is no dimension, is refused under the name that the user wrote."""
+    jcard = parse(AGENT + "\n" + text)
+    assert [fault.field for fault in find_faults(jcard, to_spec(jcard, []))] == [field]
 
 
 @pytest.mark.parametrize(
