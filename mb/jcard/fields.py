@@ -3,8 +3,6 @@
 Numbers come from the model, so that the page cannot say another than the program.
 """
 
-from dataclasses import dataclass
-
 from fleet.model.admission import (
     AGENT_MEMORY_MIB_MIN,
     AGENTS_MAX,
@@ -37,6 +35,8 @@ from fleet.model.admission import (
 from fleet.model.sandbox import Agent, ImageRef, Resources
 from fleet.model.units import MIB, render_bytes
 from mb.jcard.agents import AGENT_MEMORY_MIB, HOME
+from mb.jcard.budget_fields import BUDGET_FIELDS
+from mb.jcard.field import Field
 
 _JCARD = "tests/unit/mb/test_jcard.py"
 _FAULTS = f"{_JCARD}::test_a_fault_names_its_field_as_it_is_written"
@@ -44,8 +44,6 @@ _READ = f"{_JCARD}::test_every_field_reaches_the_spec"
 _WHERE = f"{_JCARD}::test_where_it_would_be_reaches_the_spec"
 _HARNESS = "tests/unit/mb/test_harness.py"
 _E2E = "tests/e2e/test_jcard_fields.py"
-_BUDGET = f"{_JCARD}::test_budget_and_limits_reach_the_spec"
-_BUDGETS = "tests/unit/scheduler/test_budgets.py"
 _ADMISSION = "tests/unit/fleet/test_admission.py"
 _GROUPS = "tests/unit/scheduler/test_groups.py"
 _PREEMPTION = "tests/unit/scheduler/test_preemption.py"
@@ -54,20 +52,6 @@ _GPUS = f"{_GROUPS}::test_gpus_that_no_host_has_are_refused_in_true_words"
 _RESOURCES = Resources()
 _AGENT = Agent("", "", ())
 _LABEL = "1 to 63 of a-z, 0-9 and -"
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field: `name` is `table.key`, with `*` for keys of the user's own; `tests` prove that it is honoured or refused."""
-
-    name: str
-    kind: str
-    default: str
-    limits: str
-    text: str
-    tests: tuple[str, ...]
-    ours: bool = False
-    refused: bool = False
 
 
 def _mib(size: int) -> str:
@@ -305,114 +289,7 @@ FIELDS = (
         (_FAULTS, "tests/unit/scheduler/test_filters.py::test_a_filter_excludes_and_explains"),
         ours=True,
     ),
-    Field(
-        "budget.account",
-        "string",
-        "the tenant's own",
-        _LABEL,
-        "the account that pays, of those in `mb budget ls`; no limit of it, or of those above it, is passed",
-        (_BUDGET, f"{_BUDGETS}::test_one_past_a_budget_is_refused_by_name"),
-        ours=True,
-    ),
-    Field(
-        "limits.vcpus",
-        "integer",
-        "none",
-        "",
-        "vCPUs at once, of the sandbox with all that it starts",
-        (_BUDGET,),
-        ours=True,
-    ),
-    Field(
-        "limits.memory",
-        "size",
-        "none",
-        "",
-        "memory at once, likewise",
-        (_BUDGET,),
-        ours=True,
-    ),
-    Field(
-        "limits.disk",
-        "size",
-        "none",
-        "",
-        "disk at once, likewise",
-        (_BUDGET,),
-        ours=True,
-    ),
-    Field(
-        "limits.gpus",
-        "integer or string",
-        "none",
-        "thousandths of one at least",
-        "devices at once, likewise: `0.5` is half a one",
-        (_BUDGET,),
-        ours=True,
-    ),
-    Field(
-        "limits.sandboxes",
-        "integer",
-        "none",
-        "",
-        "sandboxes at once, itself among them",
-        (_BUDGET,),
-        ours=True,
-    ),
-    Field(
-        "limits.depth",
-        "integer",
-        "none",
-        "",
-        "generations of sandboxes below it",
-        (_BUDGET,),
-        ours=True,
-    ),
-    Field(
-        "limits.wall_clock",
-        "duration",
-        "none",
-        "",
-        "for how long its VMs may run together; then it is stopped with `budget_exhausted`, its disk is kept",
-        (_BUDGET,),
-        ours=True,
-    ),
-    Field(
-        "limits.vcpu_time",
-        "duration",
-        "none",
-        "",
-        "vCPUs times how long they ran, likewise",
-        (_BUDGET,),
-        ours=True,
-    ),
-    Field(
-        "limits.gpu_time",
-        "duration",
-        "none",
-        "",
-        "devices times how long they ran, likewise",
-        (_BUDGET,),
-        ours=True,
-    ),
-    Field(
-        "limits.egress",
-        "size",
-        "none",
-        "",
-        "what leaves, likewise; no network mode lets anything leave yet",
-        (_BUDGET,),
-        ours=True,
-    ),
-    Field(
-        "limits.cost",
-        "string",
-        "none",
-        "six decimals",
-        "what it costs by `mb budget prices`, likewise",
-        (_BUDGET,),
-        ours=True,
-    ),
+    *BUDGET_FIELDS,
     Field(
         "agent",
         "table",
