@@ -19,9 +19,10 @@ def read_limits(root: Table) -> Limits:
     table = root.table("limits")
     found: dict[str, int] = {}
     for dimension in DIMENSIONS:
+        is_number = table.has(dimension.word, int)
+        text = str(table.integer(dimension.word, 0)) if is_number else table.text(dimension.word)
         if not table.has(dimension.word):
             continue
-        text = table.text(dimension.word) if table.has(dimension.word, str) else str(table.integer(dimension.word, 0))
         try:
             found[dimension.field] = parse_limit(dimension, text)
         except InvalidSpecError as error:

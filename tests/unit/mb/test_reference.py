@@ -45,7 +45,7 @@ def asked_fields() -> set[str]:
     found = {re.sub(r"^agents\.", "agent.", name) for name in found}
     own = ("secrets", "requires", "placement.tolerates", "placement.prefers", "agent.env")
     found = {re.sub(rf"^({'|'.join(map(re.escape, own))})\.NAME$", r"\1.*", name) for name in found}
-    tables = {"resources", "network", "placement", *own}
+    tables = {"resources", "network", "placement", "budget", "limits", *own}
     return found - tables
 
 
