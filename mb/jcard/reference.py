@@ -3,7 +3,8 @@
 import sys
 
 from fleet.model.admission import CUSTOM, HARNESSES
-from mb.jcard.fields import FIELDS, Field
+from mb.jcard.field import Field
+from mb.jcard.fields import FIELDS
 from mb.jcard.harness import load_harness
 
 _HEAD = """\

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mb.jcard.fields import FIELDS, Field
+from mb.jcard.field import Field
+from mb.jcard.fields import FIELDS
 from mb.jcard.parse import read_jcard
 from mb.jcard.reference import render_reference
 from mb.jcard.table import Reading
