@@ -161,7 +161,7 @@ async def _end(scene: Scene) -> list[str]:
 
 
 def _running(load: Load) -> list[SandboxId]:
-    return [one for one, promise in load.promises.items() if promise.goal is Goal.RUN]
+    return [one for one, promise in load.promises.items() if promise.goal is Goal.RUN and promise.is_acknowledged]
 
 
 @asynccontextmanager

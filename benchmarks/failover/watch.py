@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from fleet.identity import TlsFiles
@@ -22,6 +23,7 @@ LOSS_TIMEOUT_S = 150.0
 # The cycle books within milliseconds of what it sees; it looks at everything every five seconds.
 BOOKED_TIMEOUT_S = 12.0
 RETRY_S = 0.1
+ASK_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,16 @@ class StoreWatch:
         self._placed_s: dict[SandboxId, float] = {}
 
     async def run(self) -> None:
-        """Follows until cancelled."""
-        await self._mirror.run()
+        """Follows until cancelled; asks now and then, as every program does, so that a silent member is left."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._mirror.run())
+            group.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        while True:
+            with suppress(StoreUnavailableError):
+                await self.store.get(LEADER)
+            await asyncio.sleep(ASK_INTERVAL_S)
 
     async def until_led(self) -> str:
         """The leader, once there is one; raises TimeoutError."""

@@ -58,6 +58,7 @@ REQUIRE_LEADER = (("hasleader", "true"),)
 _OPTIONS = {
     "grpc.keepalive_time_ms": KEEPALIVE_MS,
     "grpc.keepalive_timeout_ms": KEEPALIVE_TIMEOUT_MS,
+    "grpc.http2.ping_timeout_ms": KEEPALIVE_TIMEOUT_MS,
     "grpc.http2.min_ping_interval_without_data_ms": KEEPALIVE_MS,
     "grpc.min_reconnect_backoff_ms": CONNECT_MS,
 }
