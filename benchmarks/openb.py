@@ -69,6 +69,8 @@ def main() -> int:
     parser.add_argument("--save", action="store_true", help="also keep the result in benchmarks/results")
     options = parser.parse_args()
     hosts, tasks = read_hosts(options.nodes), read_tasks(options.tasks)
+    if not any(demand.gpus for demand in tasks) or not any(view.record.gpus for view in hosts):
+        parser.error("neither list may be without GPUs: the load is counted in them")
     runs = [run_seed(hosts, tasks, FIRST_SEED + number) for number in range(options.seeds)]
     found = {
         "machine": describe_machine(),
@@ -119,8 +121,8 @@ def _demand(row: Mapping[str, str]) -> Demand:
         vcpu_milli=int(row["cpu_milli"]),
         memory_mib=int(row["memory_mib"]),
         gpus=gpus,
-        gpu_milli=int(row["gpu_milli"]) if gpus else DEVICE_MILLI,
-        gpu_models=tuple(model for model in row["gpu_spec"].split("|") if model) if gpus else (),
+        gpu_milli=int(row["gpu_milli"] or 0) or DEVICE_MILLI if gpus else DEVICE_MILLI,
+        gpu_models=tuple(model for model in (row["gpu_spec"] or "").split("|") if model) if gpus else (),
         network_mode=NetworkMode.NONE,
         image=ImageRef(IMAGE.name),
     )
@@ -140,7 +142,7 @@ def run_seed(hosts: Sequence[HostView], tasks: Sequence[Demand], seed: int) -> R
     fragmented: dict[int, float] = {}
     taken_s = 0.0
     started = time.perf_counter()
-    for demand in _arrivals(tasks, devices, seed):
+    for demand in arrivals(tasks, devices, seed):
         arrived += 1
         asked += demand.gpus * demand.gpu_milli
         choice = cluster.choose(demand)
@@ -153,12 +155,13 @@ def run_seed(hosts: Sequence[HostView], tasks: Sequence[Demand], seed: int) -> R
             if load not in allocated and asked * 100 >= devices * load:
                 taken_s += time.perf_counter() - started
                 allocated[load] = 100 * given / devices
-                fragmented[load] = 100 * _fragmented(hosts, shares, popularity) / devices
+                fragmented[load] = 100 * fragmented_milli(hosts, shares, popularity) / devices
                 started = time.perf_counter()
     return Run(seed, allocated, fragmented, arrived, placed, taken_s + time.perf_counter() - started)
 
 
-def _arrivals(tasks: Sequence[Demand], devices: int, seed: int) -> Iterator[Demand]:
+def arrivals(tasks: Sequence[Demand], devices: int, seed: int) -> Iterator[Demand]:
+    """The tasks as they arrive with a seed, until LOAD_MAX of `devices` thousandths has been asked for."""
     chance = random.Random(seed)
     order = list(tasks)
     chance.shuffle(order)
@@ -170,7 +173,7 @@ def _arrivals(tasks: Sequence[Demand], devices: int, seed: int) -> Iterator[Dema
         yield demand
 
 
-def _fragmented(
+def fragmented_milli(
     hosts: Sequence[HostView], shares: Mapping[HostId, Sequence[Share]], shapes: Sequence[tuple[Shape, int]]
 ) -> float:
     """Idle device thousandths that the typical shapes cannot use where they are, by the shapes' popularity."""
