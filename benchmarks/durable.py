@@ -9,24 +9,21 @@ benchmarks/plane.py says exactly what is simulated; all of it shares this machin
 import argparse
 import asyncio
 import json
-import platform
 import secrets
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
-from benchmarks.measure import cpu_s, describe_machine, render, resident_mib
-from benchmarks.plane import IMAGE, Plane, known_alive, running_plane, simulated_hosts
+from benchmarks.measure import cpu_s, describe_machine, keep_result, render, resident_mib
+from benchmarks.plane import IMAGE, ON_DISK, Plane, known_alive, running_plane, simulated_hosts
 from fleet.codec import to_message
 from fleet.identity import SCHEDULER_SERVER_NAME, Role
 from fleet.model.sandbox import Agent, ImageRef, Resources, SandboxSpec
 from fleet.rpc import open_channel
 from provisioning.embedded.pki import EMBEDDED_TENANT, tls_files
 
-RESULTS = Path(__file__).parent / "results"
 GOAL_PER_S, GOAL_P99_S = 2000.0, 0.05
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 # The sizes that orchestrators ask for, in turn.
@@ -110,15 +107,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=15.0, help="how long to keep that pace (%(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="sandboxes in a call (%(default)s)")
     parser.add_argument("--burst", type=int, default=10_000, help="sandboxes in the burst (%(default)s)")
+    parser.add_argument("--below", default=ON_DISK, metavar="FOLDER", help="where etcd's data lies (%(default)s)")
     parser.add_argument("--profile", metavar="FILE", help="profile the scheduler with cProfile into FILE")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--save", action="store_true", help="also keep the result in benchmarks/results")
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": describe_machine(), "goal": {"per_s": GOAL_PER_S, "p99_s": GOAL_P99_S}}
+    found["run"] = {"per_s": options.rate, "batch": options.batch, "etcd below": options.below}
     for hosts in options.hosts:
         found[f"{hosts} hosts"] = _measure(hosts, options)
     if options.save:
-        _save(found)
+        keep_result("durable", found)
     print(json.dumps(found, indent=2) if options.json else render(found))
     runs = [run for rows in found.values() for run in rows.values() if isinstance(run, dict) and "sandboxes" in run]
     return 0 if all(run["sandboxes"] == run["placed"] == run["acknowledged"] for run in runs) else 1
@@ -128,7 +127,7 @@ def _measure(hosts: int, options: argparse.Namespace) -> dict[str, Any]:
     wrapper: tuple[str, ...] = ()
     if options.profile:
         wrapper = (sys.executable, "-c", _PROFILED, options.profile)
-    with running_plane(wrapper) as plane:
+    with running_plane(wrapper, below=options.below) as plane:
         with simulated_hosts(plane, hosts) as said:
             runs = asyncio.run(_run(plane, hosts, options))
         acknowledged = json.loads(said.read_text())
@@ -198,13 +197,6 @@ def _spec(number: int) -> Any:
 
 def _new_id() -> str:
     return "".join(secrets.choice(ALPHABET) for _ in range(12))
-
-
-def _save(found: dict[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"durable-{time.strftime('%Y-%m-%d')}-{platform.machine()}-{found['machine']['cpus']}cpu.json"
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    print(f"kept in {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 1024**2
 RUN_TIMEOUT_S = 900.0
 # What offers no event is looked at this often.
 LOOK_S = 0.2
+WIDTH = 80
 
 _JCARD = """name = "{name}"
 [resources]
@@ -163,5 +165,6 @@ def render(found: Mapping[str, Any]) -> str:
         lines.append(title)
         is_table = bool(rows) and all(isinstance(values, dict) for values in rows.values())
         for name, values in rows.items() if is_table else [("", rows)]:
-            lines.append(f"  {name:18}" + "  ".join(f"{key} {value}" for key, value in values.items()))
+            text = "  ".join(f"{key}\N{NO-BREAK SPACE}{value}" for key, value in values.items())
+            lines += textwrap.wrap(f"  {name:18}{text}", WIDTH, subsequent_indent=" " * 20)
     return "\n".join(lines)

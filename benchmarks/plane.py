@@ -51,6 +51,8 @@ LEASE_S = 3600.0
 RACK_HOSTS = 40
 # What offers no event is looked at this often.
 LOOK_S = 1.0
+# etcd's data must lie on a disk: fsync is what a durable placement waits for.
+ON_DISK = "/var/tmp"
 READY = "hosts-ready"
 ACKNOWLEDGED = "hosts-acknowledged.json"
 
@@ -104,9 +106,14 @@ class Plane:
 
 
 @contextmanager
-def running_plane(wrapper: tuple[str, ...] = (), *, is_scheduling: bool = True) -> Iterator[Plane]:
-    """etcd and, if it is to, a scheduler, started and ended; `wrapper` is put before its command, to profile it."""
-    with tempfile.TemporaryDirectory(prefix="bedplate-plane-", dir="/var/tmp") as name:
+def running_plane(
+    wrapper: tuple[str, ...] = (), *, is_scheduling: bool = True, below: str = ON_DISK
+) -> Iterator[Plane]:
+    """etcd and, if it is to, a scheduler, started and ended; `wrapper` is put before its command, to profile it.
+
+    All files, etcd's data among them, lie in a folder of its own `below` one that is there.
+    """
+    with tempfile.TemporaryDirectory(prefix="bedplate-plane-", dir=below) as name:
         folder = Path(name)
         create_pki(folder / "pki")
         client_port, peer_port, port = free_ports(3)

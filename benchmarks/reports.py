@@ -10,15 +10,13 @@ memory, and the lag from the moment at which a host publishes a status to the mo
 import argparse
 import asyncio
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
-from benchmarks.measure import cpu_s, describe_machine, render, resident_mib, summary
+from benchmarks.measure import cpu_s, describe_machine, keep_result, render, resident_mib, summary
 from benchmarks.plane import BASE, IMAGE, Plane, host_id, host_record, known_alive, running_plane
 from fleet.codec import encode
 from fleet.identity import SCHEDULER_SERVER_NAME, Role
@@ -46,7 +44,6 @@ from fleet.store.port import TRANSACTION_OPS_MAX, Put, Store, Write
 from provisioning.embedded.etcd import LOOPBACK
 from provisioning.embedded.pki import EMBEDDED_TENANT, tls_files
 
-RESULTS = Path(__file__).parent / "results"
 GOAL_CORES = 0.5
 # As often as hostd publishes what its sandboxes have used (docs/decisions on budgets).
 METER_PERIOD_S = 15.0
@@ -74,12 +71,9 @@ def main() -> int:
         measured = asyncio.run(_measure(plane, options))
     found = {"machine": describe_machine(), "goal": {"scheduler_cores": GOAL_CORES}, "reports": measured}
     if options.save:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"reports-{time.strftime('%Y-%m-%d')}-{platform.machine()}-{found['machine']['cpus']}cpu.json"
-        path.write_text(json.dumps(found, indent=2) + "\n")
-        print(f"kept in {path}", file=sys.stderr)
+        keep_result("reports", found)
     print(json.dumps(found, indent=2) if options.json else render(found))
-    return 0 if measured["scheduler_cores"] <= GOAL_CORES else 1
+    return 0 if measured["scheduler"]["cores"] <= GOAL_CORES else 1
 
 
 async def _measure(plane: Plane, options: argparse.Namespace) -> dict[str, Any]:
@@ -101,15 +95,18 @@ async def _measure(plane: Plane, options: argparse.Namespace) -> dict[str, Any]:
         await reports.run(options.seconds)
         took_s = time.monotonic() - started
         return {
-            "hosts": options.hosts,
-            "sandboxes": options.hosts * options.sandboxes,
-            "seeded_s": round(seeded_s, 1),
-            "read_s": round(read_s, 1),
-            "reports_per_s": round((reports.published - published) / took_s, 1),
-            "scheduler_cores": round((cpu_s(scheduler.pid) - before) / took_s, 3),
-            "etcd_cores": round((cpu_s(plane.etcd.pid) - etcd_before) / took_s, 3),
-            "scheduler_mib": resident_mib(scheduler.pid),
-            "lag_s": summary(await probe),
+            "fleet": {
+                "hosts": options.hosts,
+                "sandboxes": options.hosts * options.sandboxes,
+                "reports_per_s": round((reports.published - published) / took_s, 1),
+            },
+            "start": {"seeded_s": round(seeded_s, 1), "scheduler_reads_s": round(read_s, 1)},
+            "scheduler": {
+                "cores": round((cpu_s(scheduler.pid) - before) / took_s, 3),
+                "resident_mib": resident_mib(scheduler.pid),
+            },
+            "etcd": {"cores": round((cpu_s(plane.etcd.pid) - etcd_before) / took_s, 3)},
+            "lag, seconds": summary(await probe),
         }
     finally:
         scheduler.stop()
