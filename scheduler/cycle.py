@@ -183,9 +183,8 @@ class Cycle:
         finally:
             for wait in waits:
                 wait.cancel()
-            for wait in waits:
-                with suppress(asyncio.CancelledError):
-                    await wait
+            # Not awaited one by one: a cancellation of this loop would be taken for theirs.
+            await asyncio.wait(waits)
 
 
 class _Pass(Enum):

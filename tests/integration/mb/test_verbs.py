@@ -126,6 +126,20 @@ async def test_a_sandbox_without_room_is_pending_with_counts(mb: Mb, local: Obed
     assert (await end_of(process)).code == Exit.ENDED_BADLY
 
 
+async def test_a_placement_is_explained_and_made_again(mb: Mb, local: ObedientHost, tree: Path) -> None:
+    """The host with its terms as of now, and the past decision, the same byte for byte: exit 0."""
+    await local.ordered(await submit(mb, tree))
+    told = await mb.run("explain", "run")
+    assert told.code == 0, told.stderr
+    assert "is on host local" in told.stdout
+    assert "* local" in told.stdout
+    again = await mb.run("explain", "run", "--recompute")
+    assert again.code == 0, again.stdout + again.stderr
+    assert again.stdout.rstrip().endswith("the same decision, byte for byte")
+    checks = (await mb.run("explain", "run", "--recompute", "--json")).value()["checks"]
+    assert [one["name"] for one in checks if one["recorded"] != one["found"]] == []
+
+
 async def test_the_same_request_is_the_same_sandbox(mb: Mb, local: ObedientHost, tree: Path) -> None:
     """An id makes `up` safe to repeat; another spec under it is refused, and so is a name that is taken."""
     sandbox_id = await submit(mb, tree)
