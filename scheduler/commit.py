@@ -318,7 +318,7 @@ def is_news(refusal: Refusal, known: Refusal | None) -> bool:
 
 
 def _said(refusal: Refusal) -> tuple[object, ...]:
-    return refusal.hosts_considered, refusal.reasons
+    return refusal.hosts_considered, refusal.reasons, refusal.host_id
 
 
 def _place(

@@ -57,13 +57,17 @@ class RefusalReason:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why no host took a sandbox in the last plan; it stays pending and is tried again. `cycle` names the decision's record."""
+    """Why no host took a sandbox in the last plan; it stays pending and is tried again. `cycle` names the decision's record.
+
+    `host_id` is the host on which room is being made for it.
+    """
 
     sandbox_id: SandboxId
     hosts_considered: int
     reasons: tuple[RefusalReason, ...]
     at_ms: int
     cycle: str = ""
+    host_id: HostId = NO_HOST
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from fleet.model.assignment import Assignment, Refusal, RefusalReason
 from fleet.model.cycle import Decision
-from fleet.model.ids import NO_HOST, SandboxId
+from fleet.model.ids import NO_HOST, HostId, SandboxId
 from fleet.model.sandbox import SandboxRecord
 from scheduler.placement.cluster import Choice, Cluster
 from scheduler.placement.evictions import PREEMPTED, Ending, Halt
@@ -75,12 +75,13 @@ class _Round:
         self._turns = Turns(snapshot, len(cluster), asks, settings, seed)
         self._groups = groups_of(snapshot, asks)
         self._purse = Purse(snapshot)
-        self._preemption = Preemption(snapshot, cluster, self._now_ms, seed)
+        self._preemption = Preemption(snapshot, cluster, asks, (self._now_ms, seed))
         self._placed: list[tuple[Assignment, int]] = []
         self._together: list[tuple[SandboxId, ...]] = []
         self._refused: list[Ask] = []
         # The reasons of those that do not wait for a host alone.
         self._told: dict[SandboxId, tuple[RefusalReason, ...]] = {}
+        self._rooms: dict[SandboxId, HostId] = {}
         self._stuck: list[Group] = []
         self._seen: set[SandboxId] = set()
         self._hopeless: set[Hashable] = set()
@@ -126,7 +127,10 @@ class _Round:
         if not is_hopeless:
             self._turns.spend(ask)
         self._hopeless.add(ask.wants)
-        self._refuse(ask, self._preemption.make_room(ask, _held(self._snapshot, ask)))
+        room = self._preemption.make_room(ask, _held(self._snapshot, ask))
+        if room is not None:
+            self._rooms[ask.record.sandbox_id] = room.host_id
+        self._refuse(ask, room.reasons if room is not None else ())
 
     def _place_group(self, group: Group) -> None:
         """All of its members, or none; answers for all of them at the first one's turn."""
@@ -174,7 +178,8 @@ class _Round:
             reasons = self._told.get(ask.record.sandbox_id, ())
             if reasons:
                 hosts = self._cluster.considered(ask.wish)
-                found.append(Refusal(ask.record.sandbox_id, hosts, reasons, self._now_ms))
+                room = self._rooms.get(ask.record.sandbox_id, NO_HOST)
+                found.append(Refusal(ask.record.sandbox_id, hosts, reasons, self._now_ms, host_id=room))
                 continue
             if ask.wants not in known:
                 known[ask.wants] = _refuse(self._snapshot, self._cluster, ask, self._now_ms)

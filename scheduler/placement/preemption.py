@@ -3,7 +3,8 @@
 Only strictly lower priorities end, on one host, and none in vain: without any one of them the room would not do. Of all hosts it is
 that where it costs least: by the highest priority among those that end, then how many of them cannot go on elsewhere, how many they
 are, and the vCPU-time since they were placed. What is on its way out of a host counts before anything else has to end. The room is
-held for whom it is made, plan after plan, until it is free. What was preempted itself preempts nobody: no chain of it comes about.
+held for whom it is made, plan after plan, until it is free: its refusal names the host, where later plans look first. What was
+preempted itself preempts nobody: no chain of it comes about.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,44 +60,65 @@ class _Room:
         return top, endings, len(self.victims), sum(one.work for one in self.victims), self.choice.host_id
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Where room is held, and what is told of it."""
+
+    host_id: HostId
+    reasons: tuple[RefusalReason, ...]
+
+
 class Preemption:
     """Makes room while one plan is made; `moves` are how those leave that have to."""
 
-    def __init__(self, snapshot: Snapshot, cluster: Cluster, now_ms: int, seed: int) -> None:
+    def __init__(self, snapshot: Snapshot, cluster: Cluster, asks: Sequence[Ask], when: tuple[int, int]) -> None:
         self.moves: list[Halt | Ending] = []
         self._snapshot = snapshot
         self._cluster = cluster
-        self._now_ms = now_ms
-        self._seed = seed
+        self._now_ms, self._seed = when
         self._looked = 0
         self._taken: set[HostId] = set()
         self._lowest = min(snapshot.sums.priorities, default=0)
+        known = {ask.record.sandbox_id: snapshot.refusals.get(ask.record.sandbox_id) for ask in asks}
+        self._promised = {
+            one: refusal.host_id for one, refusal in known.items() if refusal is not None and refusal.host_id
+        }
 
-    def make_room(self, ask: Ask, held: Share | None) -> tuple[RefusalReason, ...]:
-        """Holds room for one that fits nowhere, and says so; nothing where none can be made.
+    def make_room(self, ask: Ask, held: Share | None) -> Promise | None:
+        """Holds room for one that fits nowhere, and says so; None where none can be made.
 
         `held` is what it has on its own host, where it is bound to that.
         """
         if ask.record.spec.placement.priority <= self._lowest or self._looked == ROOMS_MAX or _was_preempted(ask):
-            return ()
+            return None
         self._looked += 1
-        room = min(self._rooms(ask, held), key=lambda one: one.cost, default=None)
+        room = self._find(ask, held)
         if room is None:
-            return ()
+            return None
         host_id = room.choice.host_id
         self._taken.add(host_id)
         own = () if held is None else (held,)
         self._cluster.take(host_id, _beyond(room.choice.share, (*room.frees, *own)))
         self.moves += [one.move for one in room.victims]
-        return (RefusalReason(PREEMPTING, 1, _told(room)),)
+        return Promise(host_id, (RefusalReason(PREEMPTING, 1, _told(room)),))
 
-    def _rooms(self, ask: Ask, held: Share | None) -> Iterator[_Room]:
+    def _find(self, ask: Ask, held: Share | None) -> _Room | None:
+        """Where room was promised, if nobody else has to end there for it; else the cheapest, rather where nothing is promised."""
         hosts = [one for one in self._cluster.crowded(ask.demand, ask.wish) if one not in self._taken]
+        own = self._promised.get(ask.record.sandbox_id)
+        if own in hosts:
+            room = self._look(ask, own, held)
+            if room is not None and not room.victims:
+                return room
+        others = {host_id for one, host_id in self._promised.items() if one != ask.record.sandbox_id}
+        free = [one for one in hosts if one not in others]
+        found = (self._cheapest(ask, some, held) for some in (free, [one for one in hosts if one in others]))
+        return next((room for room in found if room is not None), None)
+
+    def _cheapest(self, ask: Ask, hosts: Sequence[HostId], held: Share | None) -> _Room | None:
         start = self._seed % len(hosts) if len(hosts) > HOSTS_MAX else 0
-        for host_id in [*hosts[start:], *hosts[:start]][:HOSTS_MAX]:
-            room = self._look(ask, host_id, held)
-            if room is not None:
-                yield room
+        looked = (self._look(ask, host_id, held) for host_id in [*hosts[start:], *hosts[:start]][:HOSTS_MAX])
+        return min((room for room in looked if room is not None), key=lambda one: one.cost, default=None)
 
     def _look(self, ask: Ask, host_id: HostId, held: Share | None) -> _Room | None:
         """Who ends on one host: first all free their part, then from the dearest on each stays without whom it still fits."""

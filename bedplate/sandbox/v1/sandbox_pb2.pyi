@@ -832,11 +832,14 @@ class Refusal(_message.Message):
     REASONS_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
     CYCLE_FIELD_NUMBER: _builtins.int
+    HOST_ID_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     hosts_considered: _builtins.int
     at_ms: _builtins.int
     cycle: _builtins.str
     """names the record of the decision"""
+    host_id: _builtins.str
+    """where room is being made for it"""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusalReason]: ...
     def __init__(
@@ -847,10 +850,11 @@ class Refusal(_message.Message):
         reasons: _abc.Iterable[Global___RefusalReason] | None = ...,
         at_ms: _builtins.int = ...,
         cycle: _builtins.str = ...,
+        host_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "cycle", b"cycle", "hosts_considered", b"hosts_considered", "reasons", b"reasons", "sandbox_id", b"sandbox_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "cycle", b"cycle", "host_id", b"host_id", "hosts_considered", b"hosts_considered", "reasons", b"reasons", "sandbox_id", b"sandbox_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

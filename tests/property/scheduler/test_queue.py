@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain, combinations, product
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.codec import encode
@@ -119,6 +119,7 @@ def can_seat(seen: Snapshot, members: Sequence[SandboxRecord]) -> bool:
     return False
 
 
+@settings(deadline=None)
 @given(mixed)
 def test_a_plan_with_groups_and_preemption_never_overcommits(seen: Snapshot) -> None:
     """Whatever room is being made: until it is free, hosts carry no more than they have."""
@@ -127,6 +128,7 @@ def test_a_plan_with_groups_and_preemption_never_overcommits(seen: Snapshot) -> 
         assert has_room(carrier.capacity, used(left, host_id), ())
 
 
+@settings(deadline=None)
 @given(mixed)
 def test_groups_are_whole(seen: Snapshot) -> None:
     """Of each group that waits as many are placed as it has members, or none."""
@@ -137,6 +139,7 @@ def test_groups_are_whole(seen: Snapshot) -> None:
     assert sorted(map(len, made.together)) == sorted(counts.values())
 
 
+@settings(deadline=None)
 @given(grouped)
 def test_a_refused_group_cannot_be_seated(seen: Snapshot) -> None:
     """Brute force finds no arrangement either, on the fleet as the plan leaves it."""
@@ -178,6 +181,7 @@ def subsets(orders: Sequence[Assignment]) -> Iterator[tuple[Assignment, ...]]:
     return chain.from_iterable(combinations(orders, count) for count in range(len(orders) + 1))
 
 
+@settings(deadline=None)
 @given(singles)
 def test_preemption_is_what_brute_force_would_do(seen: Snapshot) -> None:
     """One that waits alone: those who end are of lower priority, all are needed, none of a higher priority than must be; and where
@@ -210,6 +214,7 @@ def test_preemption_is_what_brute_force_would_do(seen: Snapshot) -> None:
     assert top == min(max(one.spec.placement.priority for one in way) for way in ways)
 
 
+@settings(deadline=None)
 @given(mixed)
 def test_nobody_ends_for_an_equal(seen: Snapshot) -> None:
     """Each that ends is of a lower priority than some that is refused with `preempting`, and nobody ends without one."""
@@ -222,6 +227,7 @@ def test_nobody_ends_for_an_equal(seen: Snapshot) -> None:
     assert len(set(ended)) == len(ended)
 
 
+@settings(deadline=None)
 @given(mixed, st.randoms(use_true_random=False))
 def test_the_same_input_is_the_same_plan_in_bytes(seen: Snapshot, chance: random.Random) -> None:
     """In whatever order the store was read: assignments, refusals, evictions and their record are the same bytes."""
@@ -254,6 +260,7 @@ def settled(seen: Snapshot) -> Snapshot:
     return replace(stopped, records=records, assignments=assignments)
 
 
+@settings(deadline=None)
 @given(mixed)
 def test_rounds_come_to_an_end(seen: Snapshot) -> None:
     """Preemption goes round no circle: after some rounds nothing is placed, nobody ends, and each has ended once at most."""
@@ -278,6 +285,7 @@ def _waits_for_room(code: str) -> bool:
     return code == PREEMPTING
 
 
+@settings(deadline=None)
 @given(singles)
 def test_room_that_is_made_is_kept(seen: Snapshot) -> None:
     """Once those that were to end have left, the highest priority has the room, whoever else would have fitted into it."""
@@ -293,6 +301,7 @@ def test_room_that_is_made_is_kept(seen: Snapshot) -> None:
         assert first.sandbox_id in [one.sandbox_id for one in again.assignments]
 
 
+@settings(deadline=None)
 @given(mixed)
 def test_an_interrupted_plan_is_carried_on(seen: Snapshot) -> None:
     """Only the evictions were written, or only the placements: the plans after it come to an end, and overcommit nothing."""
@@ -310,6 +319,7 @@ def test_an_interrupted_plan_is_carried_on(seen: Snapshot) -> None:
             raise AssertionError("still at it")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=4), st.integers(0, 6))
 def test_greedy_tenants_get_the_same(sizes: list[int], lead: int) -> None:
     """Two that each want all of the fleet have shares that differ by one sandbox at most, however early one of them asked."""
@@ -325,6 +335,7 @@ def test_greedy_tenants_get_the_same(sizes: list[int], lead: int) -> None:
     assert abs(counts[DEMO] - counts[OTHER]) <= 1
 
 
+@settings(deadline=None)
 @given(singles)
 def test_nobody_is_starved(seen: Snapshot) -> None:
     """While sandboxes end, whoever fits on an empty host is placed in the end, whatever its priority."""

@@ -133,6 +133,18 @@ def test_room_that_is_becoming_free_is_waited_for() -> None:
     assert [one.sandbox_id for one in planned(free).assignments] == [sandbox_id(9)]
 
 
+def test_a_promise_is_kept_among_many_hosts() -> None:
+    """However many hosts are looked at in other turns each time: while its victim stops, nobody else ends for it."""
+    seen = full([wish(number, 0, vcpus=4) for number in range(100)], [wish(900, 5, vcpus=4)], hosts=100)
+    first = planned(seen, seed=1)
+    assert len(ended(first)) == 1
+    later = replace(moved(seen, first), refusals={one.sandbox_id: one for one in first.refusals})
+    for seed in range(2, 30):
+        again = planned(later, seed=seed)
+        assert again.evictions == ()
+        assert again.refusals[0].host_id == first.refusals[0].host_id
+
+
 def test_what_was_preempted_preempts_nobody() -> None:
     """One that ended for another waits, though something of a still lower priority runs: no chain comes about."""
     waits = wish(9, 5, placement=2, reason=Reason(PREEMPTED, "a sandbox of priority 7 needs its room"))
