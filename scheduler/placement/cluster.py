@@ -76,7 +76,10 @@ class Cluster:
         before = len(self._hosts)
         place, change = self._hosts.put(view)
         self._near.put(view)
-        if len(self._hosts) > before or len(self._altered) >= ALTERED_MAX:
+        if self._hosts.is_overgrown:
+            self._hosts.intern_anew()
+            self._drop_rows()
+        elif len(self._hosts) > before or len(self._altered) >= ALTERED_MAX:
             self._drop_rows()
         elif change is Change.KIND:
             self._altered.append(place)

@@ -31,6 +31,8 @@ SHARE_BITS = 20
 # More devices in one host than any server board has; the arrays have as many rows as the largest host needs.
 DEVICES_MAX = 16
 ACCELERATORS = tuple(Accelerator)
+# Interned values that may be of no host any more, beside as many as hosts can have: less than a megabyte.
+STALE_MAX = 4_096
 # The first rows of the block: what is free, of which all but the last have shares of a whole; IDLE are thousandths of devices.
 VCPU, MEMORY, DISK, IDLE, SLOTS = range(5)
 FREE, PER_UNIT = slice(0, 5), slice(5, 9)
@@ -86,10 +88,7 @@ class Hosts:
         self.index: dict[HostId, int] = {}
         self.views: list[HostView] = []
         self.boards: list[Board] = []
-        self.labels: Interned[frozenset[Label]] = Interned()
-        self.taints: Interned[frozenset[Label]] = Interned()
-        self.networks: Interned[frozenset[NetworkMode]] = Interned()
-        self.images: Interned[tuple[HostImage, ...]] = Interned()
+        self._forget_aspects()
         self.kinds: Interned[DeviceKind] = Interned()
         self.kinds.number(NO_DEVICES)
         self.is_sorted = True
@@ -118,8 +117,26 @@ class Hosts:
         self.device_kinds = DEVICE_ROWS + self.devices
         self.device_free, self.device_kind = block[DEVICE_ROWS : self.device_kinds], block[self.device_kinds :]
 
+    def _forget_aspects(self) -> None:
+        self.labels: Interned[frozenset[Label]] = Interned()
+        self.taints: Interned[frozenset[Label]] = Interned()
+        self.networks: Interned[frozenset[NetworkMode]] = Interned()
+        self.images: Interned[tuple[HostImage, ...]] = Interned()
+
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def is_overgrown(self) -> bool:
+        """Whether most of the interned values are of hosts as they were once."""
+        known = sum(len(one.values) for one in (self.labels, self.taints, self.networks, self.images))
+        return known > STALE_MAX + 4 * len(self.ids)
+
+    def intern_anew(self) -> None:
+        """Forgets the values that no host has any more; rows made before are void."""
+        self._forget_aspects()
+        for place, view in enumerate(self.views):
+            self._write_aspects(place, view.record)
 
     def put(self, view: HostView) -> tuple[int, Change]:
         """Takes up a host as it is; says where it stands and what of it is another than before."""
@@ -198,15 +215,18 @@ class Hosts:
         self.per_unit[:, place] = [(WHOLE << SHARE_BITS) // max(1, amount) for amount in whole[:SLOTS]]
         self._write_status(place, view)
         self.accelerator[place] = ACCELERATORS.index(record.accelerator)
+        self._write_aspects(place, record)
+        self._write_devices(place, record, reserved)
+        self._write_nodes(place, view)
+        self.refresh(place)
+
+    def _write_aspects(self, place: int, record: HostRecord) -> None:
         self.aspects[:, place] = (
             self.labels.number(frozenset(record.labels)),
             self.taints.number(frozenset(record.taints)),
             self.networks.number(frozenset(record.network_modes)),
             self.images.number(record.images),
         )
-        self._write_devices(place, record, reserved)
-        self._write_nodes(place, view)
-        self.refresh(place)
 
     def _write_status(self, place: int, view: HostView) -> None:
         self.status[place] = view.status

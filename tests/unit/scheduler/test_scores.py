@@ -7,14 +7,15 @@ import pytest
 
 from fleet.errors import InvalidSpecError
 from fleet.model.assignment import GpuShare
-from fleet.model.host import Capacity, Gpu, HostLosses, NumaNode, Reservation
+from fleet.model.host import Capacity, Gpu, HostImage, HostLosses, NumaNode, Reservation
 from fleet.model.ids import HostId
-from fleet.model.sandbox import Affinity, Label
+from fleet.model.sandbox import Affinity, ImageRef, Label
 from scheduler.placement.cluster import Choice, Cluster
+from scheduler.placement.columns import STALE_MAX
 from scheduler.placement.demand import Demand, Shape, Wish
 from scheduler.placement.hosts import HostView, Share
 from scheduler.placement.weights import WEIGHT_MAX, Weights
-from tests.unit.scheduler.build import DEMO, SOURCE, host
+from tests.unit.scheduler.build import BASE, DEMO, SOURCE, host
 
 SMALL = Demand(1000, 256)
 ROOM = Capacity(16, 65_536, 65_536, 64)
@@ -170,3 +171,16 @@ def test_marks_are_void_after_a_host_has_changed() -> None:
     cluster.upsert_host(view("a"))
     with pytest.raises(ValueError, match="void"):
         cluster.rollback(mark)
+
+
+def test_values_of_hosts_as_they_were_are_forgotten() -> None:
+    """A host whose images change for years costs no more memory than one that is new, and is chosen as that is."""
+    cluster = Cluster()
+    for number in range(STALE_MAX + 50):
+        images = (HostImage(f"image-{number}:latest", BASE),)
+        cluster.upsert_host(view("a", images=images))
+        found = cluster.choose(replace(SMALL, image=ImageRef(f"image-{number}:latest"))) if number % 500 == 0 else None
+        assert number % 500 or found is not None
+    assert len(cluster._hosts.images.values) <= STALE_MAX
+    assert cluster.choose(replace(SMALL, image=ImageRef(f"image-{STALE_MAX + 49}:latest"))) is not None
+    assert cluster.choose(replace(SMALL, image=ImageRef("image-7:latest"))) is None
