@@ -10,8 +10,8 @@ from fleet.codec import decode
 from fleet.errors import InvalidSpecError
 from fleet.model.assignment import Assignment
 from fleet.model.host import Capacity, Reservation
-from fleet.model.ids import HostId, SandboxId
-from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, SandboxRecord, SandboxStatus, StageName
+from fleet.model.ids import HostId, SandboxId, Tenant
+from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, Restart, SandboxRecord, SandboxStatus, StageName
 from fleet.store import keyspace
 from fleet.store.port import Delete, KeyValue, Put, Write
 from hostd.drivers.simulated import SimulatedHypervisor
@@ -57,6 +57,8 @@ class Checker:
         self.capacities: dict[HostId, Capacity] = {}
         self.running: dict[SandboxId, set[HostId]] = defaultdict(set)
         self.lost_state: set[str] = set()
+        self._gone: set[SandboxId] = set()
+        self._names: dict[tuple[Tenant, str], SandboxId] = {}
         self.found: ViolationError | None = None
         self.has_order_on_disk: Mapping[HostId, Callable[[SandboxId], bool]] = {}
 
@@ -70,13 +72,16 @@ class Checker:
         if self.found is None:
             self.found = ViolationError(invariant, message)
 
-    def committed(self, who: str, writes: Sequence[Write], leader: KeyValue | None) -> None:
-        """A transaction of `who` took effect while `leader` was the leader's key."""
+    def committed(self, who: str, writes: Sequence[Write], leader: KeyValue | None, *, is_alive: bool) -> None:
+        """A transaction of `who` took effect while `leader` was the leader's key; a host `is_alive` by its proof of life."""
         keys = [write.key for write in writes]
         self._tell(f"{who} wrote {' '.join(key.removeprefix(keyspace.ROOT) for key in keys[:6])}")
         decided = [key for key in keys if key.startswith((keyspace.ASSIGNMENTS, keyspace.RESERVATIONS))]
         if decided and (leader is None or leader.value.decode() != who):
-            self.violate("zombie", f"{who} wrote {decided[0]} while {leader.value if leader else 'nobody'} led")
+            name = leader.value.decode() if leader is not None else "nobody"
+            self.violate("zombie", f"{who} wrote {decided[0]} while {name} led")
+        if not is_alive and any(key.startswith(keyspace.STATUSES) for key in keys):
+            self.violate("stale_status", f"{who} published without its lease")
         for write in writes:
             self._take(who, write)
         hosts = {key.split("/")[4] for key in keys if key.startswith((keyspace.ASSIGNMENTS, keyspace.STATUSES))}
@@ -95,7 +100,10 @@ class Checker:
         sandbox_id = SandboxId(write.key.rsplit("/", 1)[1])
         fact = self.facts[sandbox_id]
         if isinstance(write, Delete):
-            self.records.pop(sandbox_id, None)
+            gone = self.records.pop(sandbox_id, None)
+            if gone is not None:
+                self._gone.add(sandbox_id)
+                self._names.pop((gone.tenant, gone.spec.name), None)
             if not fact.is_destroy_asked:
                 self.violate("lost", f"{who} removed the record of {sandbox_id}, which nobody asked to destroy")
             return
@@ -103,6 +111,11 @@ class Checker:
         before = self.records.get(sandbox_id)
         if before is not None and (record.generation < before.generation or record.placement < before.placement):
             self.violate("record_back", f"{who} took the record of {sandbox_id} back to {record.generation}")
+        holder = self._names.setdefault((record.tenant, record.spec.name), sandbox_id)
+        if holder != sandbox_id:
+            self.violate("name_twice", f"{who}: {record.spec.name} is {holder} and {sandbox_id}")
+        if sandbox_id in self._gone:
+            self.violate("resurrected", f"{who} created {sandbox_id}, which was destroyed")
         self.records[sandbox_id] = record
 
     def _take_order(self, who: str, write: Write) -> None:
@@ -199,6 +212,12 @@ class Checker:
         fact = self.facts[sandbox_id]
         fact.starts += 1
         self._tell(f"{host_id} {sandbox_id} agents begin ({fact.starts})")
+        record, runs = self.records.get(sandbox_id), {run for _, run in fact.ordered}
+        restarts = record is None or any(agent.restart is not Restart.NO for agent in record.spec.agents)
+        if not restarts and fact.starts > len(runs):
+            self.violate(
+                "begun_again", f"{sandbox_id} does not restart, and began {fact.starts} times in runs {sorted(runs)}"
+            )
         if fact.starts > len(fact.ordered):
             self.violate("begun_twice", f"{sandbox_id} began {fact.starts} times, and was ordered {fact.ordered}")
 

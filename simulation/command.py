@@ -19,10 +19,11 @@ import structlog
 from benchmarks.measure import describe_machine, keep_result
 from fleet.identity import Role
 from provisioning.embedded.pki import create_pki, tls_files
+from simulation.clients import Papers
 from simulation.clocks import real_monotonic
 from simulation.faults import Fault
 from simulation.mutants import MUTANTS, apply_mutant
-from simulation.world import Outcome, Papers, Settings, World
+from simulation.world import Outcome, Settings, World
 
 # tmpfs: what hostd syncs to its disk costs nothing there.
 FOLDER = "/dev/shm"

@@ -7,12 +7,32 @@ from random import Random
 TROUBLED_S = 150.0
 FAULTS_MAX = 14
 
-SCHEDULER_KINDS = ("crash", "freeze", "cut", "cut_up", "cut_down", "flap", "clock_jump", "lossy", "slow")
+SCHEDULER_KINDS = (
+    "freeze_at_commit",
+    "crash",
+    "freeze",
+    "cut",
+    "cut_up",
+    "cut_down",
+    "flap",
+    "clock_jump",
+    "lossy",
+    "slow",
+)
 HOST_KINDS = (
     *("crash", "freeze", "cut", "cut_up", "cut_down", "flap", "clock_jump", "lossy", "slow"),
-    *("reboot", "vm_death", "disk_full", "lose_state", "long_crash", "long_cut"),
+    *(
+        "reboot",
+        "vm_death",
+        "disk_full",
+        "lose_state",
+        "long_crash",
+        "long_cut",
+        "freeze_at_commit",
+        "long_cut_at_start",
+    ),
 )
-STORE_KINDS = ("store_down", "compact", "break_watches", "kill_leader", "freeze_leader")
+STORE_KINDS = ("store_down", "compact", "break_watches", "kill_leader", "freeze_leader", "freeze_committing_leader")
 
 
 @dataclass(frozen=True, slots=True)

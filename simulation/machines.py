@@ -32,7 +32,7 @@ from hostd.files import write_durable
 from hostd.inventory import CapacitySettings, InventorySettings
 from hostd.orders import Orders
 from hostd.reconcile.apply import Drivers
-from hostd.reconcile.state import BootFiles, DomainState
+from hostd.reconcile.state import BootFiles, DomainState, Machine
 from scheduler.__main__ import LEADER_TTL_S
 from scheduler.api.creations import Creations
 from scheduler.api.hosts import HostService
@@ -61,6 +61,32 @@ class SimulatedImages:
     async def list_images(self, _named: object = frozenset()) -> tuple[HostImage, ...]:
         """What may be asked for by name."""
         return (HostImage("base:latest", IMAGE),)
+
+
+class SlowHypervisor(SimulatedHypervisor):
+    """Starts, pauses and ends of VMs take time, in which everything else goes on."""
+
+    def __init__(self, chance: Random) -> None:
+        super().__init__()
+        self._chance = chance
+
+    async def ensure_domain(self, machine: Machine) -> None:
+        """Start the domain, or let a paused one run on."""
+        await self._take_time()
+        await super().ensure_domain(machine)
+
+    async def pause_domain(self, sandbox_id: SandboxId) -> None:
+        """Pause the domain, if it runs."""
+        await self._take_time()
+        await super().pause_domain(sandbox_id)
+
+    async def remove_domain(self, sandbox_id: SandboxId) -> None:
+        """End and forget the domain."""
+        await self._take_time()
+        await super().remove_domain(sandbox_id)
+
+    async def _take_time(self) -> None:
+        await asyncio.sleep(self._chance.choice((0.02, 0.1, 0.4, 1.5)))
 
 
 class NoSources:
@@ -197,7 +223,7 @@ class HostProgram(Program):
         self.state_dir = self.folder / "state"
         for part in (self.state_dir, self.folder / "run", self.folder / "log"):
             part.mkdir(parents=True)
-        hypervisor = SimulatedHypervisor()
+        hypervisor = SlowHypervisor(Random(chance.getrandbits(64)))
         guard = SimulatedGuard(hypervisor, lambda: int(self.boottime_s() * 1000))
         self.room = Room(hypervisor, SimulatedNetwork(), SimulatedDisks(), guard)
         self.links: SimulatedLinks | None = None
@@ -301,5 +327,5 @@ def install(find_host: Callable[[str], HostProgram | None]) -> None:
             raise HostFaultError("disk_failed", f"{path}: No space left on device", "free space on the host")
         write_durable(path, content)
 
-    hostd.daemon.read_boot_id = read_boot_id
-    hostd.orders.write_durable = write
+    hostd.daemon.read_boot_id = read_boot_id  # type: ignore[attr-defined]
+    hostd.orders.write_durable = write  # type: ignore[attr-defined]

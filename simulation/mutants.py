@@ -26,7 +26,7 @@ from hostd.publish import Publisher
 from hostd.reconcile.diff import Step
 from hostd.reconcile.fence import Stance
 from hostd.reconcile.loop import Reconciler
-from scheduler.commit import Change, Committer
+from scheduler.commit import Committer
 from scheduler.placement.cluster import Cluster
 from scheduler.placement.snapshot import Sums
 
@@ -85,7 +85,7 @@ def _never_list_again(whole: Any) -> Any:
 
 
 def _without_conditions(whole: Any) -> Any:
-    def creation_of(record: Any, actor: str, place: int = 0) -> Change:
+    def creation_of(record: Any, actor: str, place: int = 0) -> Any:
         return replace(whole(record, actor, place), unmoved=())
 
     return creation_of

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fleet.store.memory import MemoryStore
 from fleet.store.port import (
@@ -37,6 +37,8 @@ class Way:
     # Of a thousand calls so many are lost on the way, half of them after they took effect; of events so many stall or come twice.
     loss_permille: int = 0
     broken: list["asyncio.Future[None]"] = field(default_factory=list)
+    # Called once, when the next transaction is on its way.
+    on_commit: Callable[[], None] | None = None
 
     def delay_s(self) -> float:
         """How long one way takes: mostly the latency, now and then much more."""
@@ -74,6 +76,9 @@ class Wire:
 
     async def transact(self, conditions: Sequence[Unmoved], writes: Sequence[Write]) -> Committed:
         """All of the writes, or none."""
+        struck, self._way.on_commit = self._way.on_commit, None
+        if struck is not None:
+            struck()
         return await self._call(lambda: self._store.transact(conditions, writes))
 
     def watch(self, prefix: str, from_revision: int) -> Watch:
@@ -128,7 +133,8 @@ class Wire:
             broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             way.broken.append(broken)
             coming = asyncio.ensure_future(_next(batches))
-            await asyncio.wait({coming, broken}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {coming, broken}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if broken.done():
                 coming.cancel()
                 raise StoreUnavailableError("store_unavailable", "the watch broke", "resume")

@@ -3,28 +3,24 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from bedplate.host.v1 import service_pb2 as host_pb2
-from bedplate.sandbox.v1 import service_pb2
-from fleet.codec import to_message
-from fleet.errors import BedplateError, ConflictError, InvalidSpecError, NotFoundError
-from fleet.identity import TlsFiles
-from fleet.model.host import Capacity, Reservation
-from fleet.model.ids import SandboxId, make_sandbox_id
-from fleet.model.sandbox import Agent, Goal, Network, NetworkMode, Resources, Restart, SandboxSpec
+from fleet.errors import ConflictError, InvalidSpecError, NotFoundError
+from fleet.model.host import Capacity
+from fleet.model.ids import HostId, SandboxId
 from fleet.store import keyspace
 from fleet.store.memory import MemoryStore
 from fleet.store.port import Committed, Unmoved, Write
 from hostd.reconcile.state import DomainState
 from simulation import clocks, machines
+from simulation.calm import Calm
 from simulation.checker import HISTORY_SHOWN, Checker, ViolationError
+from simulation.clients import Clients, Fleet, Papers
 from simulation.faults import TROUBLED_S, Fault, draw_faults
-from simulation.loop import WORLD, Life, Process, VirtualLoop, current_process
+from simulation.loop import WORLD, VirtualLoop, current_process
 from simulation.machines import CAPACITY, HostProgram, Program, SchedulerProgram
 
 # After the last fault: time to wait out a fence, list everything again and place it; then to remove it all.
@@ -73,35 +69,12 @@ class WatchedStore(MemoryStore):
 
     async def transact(self, conditions: Sequence[Unmoved], writes: Sequence[Write]) -> Committed:
         """All of the writes, or none."""
-        leader = self._keys.get(keyspace.LEADER)
+        who, leader = current_process().name, self._keys.get(keyspace.LEADER)
+        is_alive = keyspace.alive_key(HostId(who)) in self._keys
         committed = await super().transact(conditions, writes)
         if committed.is_committed:
-            self._checker.committed(current_process().name, writes, leader)
+            self._checker.committed(who, writes, leader, is_alive=is_alive)
         return committed
-
-
-class Caller:
-    """The context of a call of the fleet's tenant or operator."""
-
-    def __init__(self, certificate: bytes) -> None:
-        self._certificate = certificate
-
-    def auth_context(self) -> dict[str, tuple[bytes, ...]]:
-        """What TLS has verified."""
-        return {"x509_pem_cert": (self._certificate,)}
-
-    def invocation_metadata(self) -> tuple[()]:
-        """None."""
-        return ()
-
-
-@dataclass(frozen=True, slots=True)
-class Papers:
-    """Certificates, made once for all seeds: nothing in a history depends on them."""
-
-    host: TlsFiles
-    tenant: bytes
-    operator: bytes
 
 
 class World:
@@ -116,7 +89,7 @@ class World:
         self._lines: list[str] = []
         self._kinds: Counter[str] = Counter()
         self.checker = Checker(self.tell)
-        self.loop = VirtualLoop(self.checker.check)
+        self.loop = VirtualLoop(self.checker.check)  # type: ignore[abstract]
         self._papers, self._settings = papers, settings
         self.store = WatchedStore(self.loop.time, self.checker)
         self.schedulers = [
@@ -141,8 +114,11 @@ class World:
         names = [one.name for one in self.schedulers], [one.name for one in self.hosts]
         self.faults = draw_faults(self._draw(), *names) if faults is None else tuple(faults)
         self._programs: dict[str, Program] = {one.name: one for one in (*self.schedulers, *self.hosts)}
-        self._clients = Process("client")
+        fleet = Fleet(self.loop, self.schedulers, self.hosts, self.checker, self.tell)
+        self._clients = Clients(fleet, papers, self._draw(), settings.sandboxes)
         self._is_calm = False
+        # What befalls a host at its next start of a VM.
+        self._at_start: dict[str, Callable[[], None]] = {}
 
     def _draw(self) -> Random:
         return Random(self.chance.getrandbits(64))
@@ -181,24 +157,30 @@ class World:
         for program in self._programs.values():
             program.start()
         loop.spawn(WORLD, self._strike_all())
-        loop.spawn(self._clients, self._wish())
+        self._clients.begin()
         loop.run_until(TROUBLED_S, STEPS_MAX)
         self._mend()
         loop.run_until(TROUBLED_S + QUIET_S, STEPS_MAX)
-        self._check_crashes()
-        self._check_began()
-        self._check_quiet()
-        loop.spawn(self._clients, self._destroy_all())
+        calm, programs = Calm(loop, self.checker, self.store._keys, self.hosts), list(self._programs.values())
+        calm.check_crashes(programs)
+        calm.check_began()
+        calm.check_quiet()
+        self._clients.destroy_all()
         loop.run_until(TROUBLED_S + QUIET_S + REMOVAL_S, STEPS_MAX)
-        self._check_crashes()
-        self._check_gone()
+        calm.check_crashes(programs)
+        calm.check_gone()
 
     def _watch(self, host: HostProgram) -> None:
         hypervisor = host.room.hypervisor
-        hypervisor.watch(lambda sandbox_id: self.checker.domain_changed(host.host_id, hypervisor, sandbox_id))
+        hypervisor.watch(lambda sandbox_id: self._domain_changed(host, sandbox_id))
         capacity = Capacity(CAPACITY.vcpus, CAPACITY.memory_mib, CAPACITY.disk_mib, CAPACITY.sandboxes)
         self.checker.capacities[host.host_id] = capacity
         self.checker.has_order_on_disk = {one.host_id: one.has_order for one in getattr(self, "hosts", [])}
+
+    def _domain_changed(self, host: HostProgram, sandbox_id: SandboxId) -> None:
+        self.checker.domain_changed(host.host_id, host.room.hypervisor, sandbox_id)
+        if sandbox_id in host.room.hypervisor.domains and host.name in self._at_start:
+            self._at_start.pop(host.name)()
 
     async def _tick(self) -> None:
         """What happens without any program: leases end, guards look."""
@@ -223,6 +205,10 @@ class World:
             await self._strike_store(fault)
             return
         program = self._programs[fault.target]
+        lurks = {"freeze_at_commit": self._freeze_at_commit, "long_cut_at_start": self._cut_at_start}.get(fault.kind)
+        if lurks is not None:
+            lurks(program, fault)
+            return
         match fault.kind.removeprefix("long_"):
             case "crash":
                 program.kill()
@@ -247,6 +233,35 @@ class World:
         await asyncio.sleep(fault.lasts_s)
         self._heal(program, fault)
 
+    def _freeze_at_commit(self, program: Program, fault: Fault) -> None:
+        """The program stands still when it has just sent a transaction, or is about to: as late as a stale one can be."""
+
+        def freeze() -> None:
+            if not self._is_calm:
+                self.loop.freeze(program.process)
+                self.tell(f"{program.name} stands still in a commit")
+                self._later(fault.lasts_s, lambda: self.loop.thaw(program.process))
+
+        program.way.on_commit = freeze
+
+    def _cut_at_start(self, program: Program, fault: Fault) -> None:
+        """The way to the store is cut at the moment when a VM starts: before anybody there can know of it."""
+
+        def cut() -> None:
+            if not self._is_calm:
+                self.tell(f"{program.name} is cut off at a start")
+                self._cut(program, up=True, down=True)
+                self._later(fault.lasts_s, lambda: self._heal(program, fault))
+
+        self._at_start[program.name] = cut
+
+    def _later(self, delay_s: float, do: Callable[[], None]) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(delay_s)
+            do()
+
+        self.loop.spawn(WORLD, wait())
+
     def _strike_host(self, host: HostProgram, fault: Fault) -> None:
         match fault.kind:
             case "reboot":
@@ -265,7 +280,7 @@ class World:
         match fault.kind.removeprefix("long_"):
             case "freeze":
                 self.loop.thaw(program.process)
-            case "cut" | "cut_up" | "cut_down" | "flap":
+            case "cut" | "cut_up" | "cut_down" | "cut_at_start" | "flap":
                 program.way.is_up_cut = program.way.is_down_cut = False
             case "lossy":
                 program.way.loss_permille = 0
@@ -306,6 +321,8 @@ class World:
                 program.kill()
                 await asyncio.sleep(fault.lasts_s)
                 program.start()
+            case "freeze_committing_leader" if program is not None:
+                self._freeze_at_commit(program, fault)
             case "freeze_leader" if program is not None:
                 self.loop.freeze(program.process)
                 await asyncio.sleep(fault.lasts_s)
@@ -313,199 +330,13 @@ class World:
 
     def _mend(self) -> None:
         """All faults are over."""
-        self._is_calm = True
+        self._is_calm = self._clients.is_calm = True
         self.tell("CALM")
         self.store.is_reachable = True
         for program in self._programs.values():
             self.loop.thaw(program.process)
             program.way.is_up_cut = program.way.is_down_cut = False
-            program.way.loss_permille, program.way.latency_s = 0, 0.002
+            program.way.loss_permille, program.way.latency_s, program.way.on_commit = 0, 0.002, None
             if isinstance(program, HostProgram):
                 program.room.is_full = False
             program.start()
-
-    async def _wish(self) -> None:
-        """Clients create, stop, start and destroy, and hosts are cordoned, until the calm."""
-        chance, made = self._draw(), 0
-        while not self._is_calm:
-            await asyncio.sleep(chance.expovariate(0.4))
-            what = chance.randrange(10)
-            known = sorted(id_ for id_, fact in self.checker.facts.items() if fact.is_acknowledged)
-            if made < self._settings.sandboxes and what < 5:
-                made += 1
-                self.loop.spawn(self._clients, self._create(chance, made))
-            elif known and what < 8:
-                self.loop.spawn(self._clients, self._change(chance, chance.choice(known)))
-            elif what == 8:
-                self.loop.spawn(self._clients, self._cordon(chance))
-            elif known:
-                chance.choice(self.hosts).end_agents(chance.choice(known), chance.choice((0, 3)))
-
-    async def _create(self, chance: Random, number: int) -> None:
-        sandbox_id = make_sandbox_id(chance.randbytes)
-        ending = chance.choice(("runs", "runs", "ends", "fails"))
-        restart = chance.choice((Restart.NO, Restart.ON_FAILURE, Restart.ALWAYS))
-        agent = Agent("worker", "custom", ("work", sandbox_id, ending), restart=restart, memory_mib=64)
-        resources = Resources(chance.choice((1, 1, 2, 4)), chance.choice((256, 512, 1024)), 64)
-        spec = SandboxSpec(f"box-{number}", resources=resources, network=Network(NetworkMode.CLOSED), agents=(agent,))
-        request = service_pb2.CreateSandboxRequest(sandbox_id=sandbox_id, spec=to_message(spec))
-        if await self._call(chance, lambda one, caller: one.CreateSandbox(request, caller)):
-            self.checker.acknowledged(sandbox_id)
-            self.tell(f"client knows of {sandbox_id}")
-
-    async def _change(self, chance: Random, sandbox_id: SandboxId) -> None:
-        verb = chance.choice(("StopSandbox", "StopSandbox", "StartSandbox", "DestroySandbox"))
-        if verb == "DestroySandbox":
-            self.checker.facts[sandbox_id].is_destroy_asked = True
-        request = service_pb2.GetSandboxRequest(sandbox=sandbox_id)
-        self.tell(f"client {verb} {sandbox_id}")
-        await self._call(chance, lambda one, caller: getattr(one, verb)(request, caller))
-
-    async def _cordon(self, chance: Random) -> None:
-        host, on = chance.choice(self.hosts), chance.randrange(2)
-        self.tell(f"client {'cordons' if on else 'uncordons'} {host.name}")
-
-        async def call() -> bool:
-            served = [one.hosts for one in self.schedulers if one.is_alive and one.hosts is not None]
-            if not served:
-                return False
-            caller = Caller(self._papers.operator)
-            if on:
-                await served[0].CordonHost(host_pb2.CordonHostRequest(host_id=host.name), caller)
-            else:
-                await served[0].UncordonHost(host_pb2.UncordonHostRequest(host_id=host.name), caller)
-            return True
-
-        try:
-            await call()
-        except BedplateError:
-            return
-
-    async def _call(self, chance: Random, call: Callable[[Any, Any], Awaitable[Any]]) -> bool:
-        """Calls one scheduler after another until one has answered; whether it was done. Some calls come twice."""
-        caller = Caller(self._papers.tenant)
-        for _ in range(30):
-            served = [one for one in self.schedulers if one.process.life is not Life.DEAD and one.sandboxes is not None]
-            if not served:
-                await asyncio.sleep(2)
-                continue
-            program = chance.choice(served)
-            service = program.sandboxes
-            answers = [
-                self.loop.spawn(program.process, _answer(call(service, caller)))
-                for _ in range(1 + (chance.randrange(8) == 0))
-            ]
-            await asyncio.wait(answers, timeout=RPC_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-            done = [one.result() for one in answers if one.done()]
-            if any(one is None for one in done):
-                return True
-            if any(isinstance(one, EXPECTED) for one in done):
-                return False
-            await asyncio.sleep(1 + chance.random())
-        return False
-
-    async def _destroy_all(self) -> None:
-        chance = self._draw()
-        for sandbox_id in sorted(self.checker.records):
-            self.checker.facts[sandbox_id].is_destroy_asked = True
-            request = service_pb2.GetSandboxRequest(sandbox=sandbox_id)
-            await self._call(chance, lambda one, caller, request=request: one.DestroySandbox(request, caller))
-
-    def _check_began(self) -> None:
-        """A fleet in which nothing runs keeps every promise: some agents must have begun."""
-        if not any(fact.starts for fact in self.checker.facts.values()):
-            raise ViolationError("nothing_ran", "no agent of any sandbox has begun")
-
-    def _check_crashes(self) -> None:
-        for program in self._programs.values():
-            for error in program.crashes:
-                raise ViolationError("crashed", f"{program.name} ended by itself: {_flat(error)}")
-        for error in self.loop.errors:
-            raise ViolationError("crashed", f"a callback raised {error!r}")
-
-    def _check_quiet(self) -> None:
-        """After the calm: every wish is carried out or rightly refused, and nothing is left over."""
-        checker = self.checker
-        for host in self.hosts:
-            self._check_room(host)
-            said = checker.reservations.get(host.host_id, Reservation(host.host_id))
-            taken = checker.true_sum(host.host_id)
-            if (said.vcpus, said.memory_mib, said.disk_mib, said.sandboxes) != (
-                *(taken.vcpus, taken.memory_mib, taken.disk_mib),
-                taken.sandboxes,
-            ):
-                raise ViolationError("reservation_wrong", f"{host.name}: {said} is reserved, {taken} is taken")
-        for sandbox_id, record in sorted(checker.records.items()):
-            where = [host for (host, id_), order in checker.orders.items() if id_ == sandbox_id]
-            if record.goal is Goal.REMOVE:
-                raise ViolationError("not_removed", f"{sandbox_id} is still there")
-            if record.goal is Goal.RUN and not where:
-                self._check_refused(sandbox_id)
-        for key in self.store._keys:
-            if key.startswith((keyspace.STATUSES, keyspace.ASSIGNMENTS)):
-                sandbox_id = key.rsplit("/", 1)[1]
-                if sandbox_id not in checker.records:
-                    raise ViolationError("orphan_key", f"{key} has no record")
-
-    def _check_room(self, host: HostProgram) -> None:
-        ordered = {sandbox_id for (host_id, sandbox_id) in self.checker.orders if host_id == host.host_id}
-        room = host.room
-        found = {
-            *room.hypervisor.domains,
-            *room.disks.sizes_mib,
-            *room.network._taps,
-            *room.network._ports,
-            *(path.name for path in (host.state_dir / "sandboxes").iterdir()),
-            *(path.name for path in (host.state_dir / "orders").iterdir()),
-        }
-        if found - ordered:
-            raise ViolationError("orphan", f"{host.name} has remains of {sorted(found - ordered)}")
-        for sandbox_id, domain in room.hypervisor.domains.items():
-            if domain.state is not DomainState.RUNNING:
-                raise ViolationError("stuck", f"{sandbox_id} on {host.name} is {domain.state} in the calm")
-
-    def _check_refused(self, sandbox_id: SandboxId) -> None:
-        """A sandbox without a host must fit on none."""
-        record = self.checker.records[sandbox_id]
-        resources = record.spec.resources
-        if record.not_before_ms > self.loop.wall_s() * 1000:
-            return
-        for host in self.hosts:
-            key = host.host_id
-            if keyspace.cordon_key(key) in self.store._keys or keyspace.losses_key(key) in self.store._keys:
-                continue
-            taken, capacity = self.checker.true_sum(key), self.checker.capacities[key]
-            fits = (
-                taken.vcpus + resources.vcpus <= capacity.vcpus,
-                taken.memory_mib + resources.memory_mib <= capacity.memory_mib,
-                taken.disk_mib + resources.disk_mib <= capacity.disk_mib,
-                taken.sandboxes < capacity.sandboxes,
-            )
-            if all(fits):
-                raise ViolationError("not_placed", f"{sandbox_id} waits, and fits on {host.name}: {taken} is taken")
-
-    def _check_gone(self) -> None:
-        """After everything was destroyed nothing is there but hosts, tombstones and history."""
-        kept = (keyspace.HOSTS, keyspace.ALIVE, keyspace.LEADER, keyspace.RESERVATIONS, keyspace.TOMBSTONES)
-        kept = (*kept, keyspace.CORDONS, keyspace.LOSSES, keyspace.METERS, keyspace.CHARGED, keyspace.BALANCES)
-        for key in sorted(self.store._keys):
-            if key.startswith(keyspace.ROOT) and not key.startswith(kept):
-                raise ViolationError("left_over", f"{key} is there after everything was destroyed")
-        for host in self.hosts:
-            self._check_room(host)
-            if self.checker.true_sum(host.host_id) != Capacity(0, 0, 0, 0):
-                raise ViolationError("left_over", f"something is taken of {host.name}")
-
-
-async def _answer(call: Awaitable[Any]) -> BedplateError | None:
-    try:
-        await call
-    except BedplateError as error:
-        return error
-    return None
-
-
-def _flat(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return repr(error)

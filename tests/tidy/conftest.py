@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-PACKAGES = ("fleet", "scheduler", "hostd", "guestd", "mb", "provisioning", "benchmarks")
+PACKAGES = ("fleet", "scheduler", "hostd", "guestd", "mb", "provisioning", "benchmarks", "simulation")
 # Folders that hold no text of ours: made by tools, or by protoc.
 NOT_OURS = frozenset({".git", ".venv", ".cache", ".demo", ".hypothesis", "__pycache__", "build", "dist"})
 STUBS = PROJECT / "bedplate"
