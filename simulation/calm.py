@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fleet.model.host import Capacity, Reservation
 from fleet.model.ids import SandboxId
-from fleet.model.sandbox import Goal
+from fleet.model.sandbox import ENDED_PHASES, Goal
 from fleet.store import keyspace
 from fleet.store.port import KeyValue
 from hostd.reconcile.state import DomainState
