@@ -98,7 +98,7 @@ class Intake:
             if self._orders.orders.get(sandbox_id) != order:
                 self._accept(order)
         gone = frozenset(self._orders.orders) - frozenset(wanted)
-        for sandbox_id in gone:
+        for sandbox_id in sorted(gone):
             # An assignment is deleted only after its sandbox was ordered away. One that is missing otherwise was lost with the
             # store, and no accident there may end a running VM.
             if self._orders.orders[sandbox_id].goal is Goal.REMOVE:

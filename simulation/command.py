@@ -32,6 +32,7 @@ _EPILOG = """examples:
   ./dev simulate --seeds 100
   ./dev simulate --seeds 1 --first-seed 4711     one seed again
   ./dev simulate --seeds 5 --hosts 200           a large fleet
+  ./dev simulate --mutants --seeds 1000          does it see seeded bugs?
 """
 
 
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--sandboxes", type=int, default=14, help="sandboxes that clients create (%(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="seeds at once (%(default)s)")
     parser.add_argument("--mutant", default="", choices=["", *MUTANTS], help="a bug that is put in, to see it found")
+    parser.add_argument("--mutants", action="store_true", help="put in each bug, tell after how many seeds it is found")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
@@ -52,7 +54,7 @@ def main() -> int:
     settings = Settings(hosts=options.hosts, sandboxes=options.sandboxes)
     with tempfile.TemporaryDirectory(prefix="bedplate-simulation-", dir=FOLDER) as name:
         papers = make_papers(Path(name))
-        return _run_all(options, settings, papers)
+        return (_find_all if options.mutants else _run_all)(options, settings, papers)
 
 
 def quieten() -> None:
@@ -121,6 +123,32 @@ def describe(outcome: Outcome) -> str:
     return "\n".join([*lines, *(f"  {line}" for line in outcome.history)])
 
 
+def _find_all(options: argparse.Namespace, settings: Settings, papers: Papers) -> int:
+    """Each mutant alone, until it is found; 0 when all are."""
+    rows = {name: _find(name, options, settings, papers) for name in MUTANTS}
+    if options.save:
+        keep_result("simulation-mutants", {"mutants": rows, "machine": describe_machine()})
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    return 0 if all(row["invariant"] for row in rows.values()) else 1
+
+
+def _find(name: str, options: argparse.Namespace, settings: Settings, papers: Papers) -> dict[str, Any]:
+    row: dict[str, Any] = {"says": MUTANTS[name].says, "seeds": options.seeds, "invariant": ""}
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    with pool_of(options.jobs) as pool:
+        for count, outcome in enumerate(
+            pool.imap(run_seed, [Task(seed, papers, settings, mutant=name) for seed in seeds]), 1
+        ):
+            if outcome.violation is not None:
+                row |= {"seeds": count, "invariant": outcome.invariant}
+                break
+        pool.terminate()
+    if not options.json:
+        print(f"{name:24} {row['invariant'] or 'NOT FOUND':18} {row['seeds']:4} seeds  {row['says']}", flush=True)
+    return row
+
+
 def _run_all(options: argparse.Namespace, settings: Settings, papers: Papers) -> int:
     started = real_monotonic()
     steps, kinds, digest = 0, Counter[str](), hashlib.sha256()
@@ -131,7 +159,7 @@ def _run_all(options: argparse.Namespace, settings: Settings, papers: Papers) ->
             kinds += outcome.kinds
             digest.update(outcome.digest.encode())
             if outcome.violation is not None:
-                print(describe(outcome))
+                print(describe(outcome), flush=True)
                 pool.terminate()
                 task = Task(outcome.seed, papers, settings, mutant=options.mutant)
                 print("with the fewest faults that do the same:\n" + describe(shrink(task, outcome)))

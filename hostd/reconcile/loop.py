@@ -171,7 +171,7 @@ class Reconciler:
             except HostFaultError as error:
                 # What is decided goes to the disk first. One that fails there is tried again, and holds up no other.
                 self._note_trouble(sandbox_id, error)
-        for sandbox_id in self._sessions.attached() - busy_before:
+        for sandbox_id in sorted(self._sessions.attached() - busy_before):
             # Beside the pass: a guest that does not read delays only itself.
             workers.create_task(self._press_on(sandbox_id))
 
