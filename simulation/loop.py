@@ -38,6 +38,16 @@ class Process:
         # Tasks of a dead process are kept: one that is collected would run its cleanup.
         self.tasks: list[asyncio.Task[Any]] = []
 
+    def kill(self) -> None:
+        """It runs no more."""
+        self.life = Life.DEAD
+        self.held.clear()
+
+    def freeze(self) -> None:
+        """It stands still."""
+        if self.life is Life.ALIVE:
+            self.life = Life.FROZEN
+
 
 WORLD = Process("world")
 _PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("process", default=WORLD)
@@ -137,23 +147,6 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         context.run(_PROCESS.set, process)
         return self.create_task(body, context=context)
 
-    def kill(self, process: Process) -> None:
-        """The process runs no more."""
-        process.life = Life.DEAD
-        process.held.clear()
-
-    def freeze(self, process: Process) -> None:
-        """The process stands still."""
-        if process.life is Life.ALIVE:
-            process.life = Life.FROZEN
-
-    def thaw(self, process: Process) -> None:
-        """The process runs on, late."""
-        if process.life is Life.FROZEN:
-            process.life = Life.ALIVE
-            self._ready.extend((process, handle) for handle in process.held)
-            process.held.clear()
-
     def run_until(self, until_s: float, steps_max: int) -> None:
         """Steps until virtual time is there; raises RuntimeError after `steps_max` steps in all: something spins."""
         asyncio._set_running_loop(self)
@@ -188,3 +181,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         handle._run()
         self.steps += 1
         self.watch()
+
+
+def thaw(loop: VirtualLoop, process: Process) -> None:
+    """The process runs on, late."""
+    if process.life is Life.FROZEN:
+        process.life = Life.ALIVE
+        loop._ready.extend((process, handle) for handle in process.held)
+        process.held.clear()

@@ -127,7 +127,7 @@ class Program:
 
     def kill(self) -> None:
         """As kill -9."""
-        self.loop.kill(self.process)
+        self.process.kill()
 
     def jump(self, seconds: float) -> None:
         """The wall clock is set."""

@@ -20,7 +20,7 @@ from simulation.calm import Calm
 from simulation.checker import HISTORY_SHOWN, Checker, ViolationError
 from simulation.clients import Clients, Fleet, Papers
 from simulation.faults import TROUBLED_S, Fault, draw_faults
-from simulation.loop import WORLD, VirtualLoop, current_process
+from simulation.loop import WORLD, VirtualLoop, current_process, thaw
 from simulation.machines import CAPACITY, HostProgram, Program, SchedulerProgram
 
 # After the last fault: time to wait out a fence, list everything again and place it; then to remove it all.
@@ -213,7 +213,7 @@ class World:
             case "crash":
                 program.kill()
             case "freeze":
-                self.loop.freeze(program.process)
+                program.process.freeze()
             case "cut":
                 self._cut(program, up=True, down=True)
             case "cut_up":
@@ -238,9 +238,9 @@ class World:
 
         def freeze() -> None:
             if not self._is_calm:
-                self.loop.freeze(program.process)
+                program.process.freeze()
                 self.tell(f"{program.name} stands still in a commit")
-                self._later(fault.lasts_s, lambda: self.loop.thaw(program.process))
+                self._later(fault.lasts_s, lambda: thaw(self.loop, program.process))
 
         program.way.on_commit = freeze
 
@@ -279,7 +279,7 @@ class World:
     def _heal(self, program: Program, fault: Fault) -> None:
         match fault.kind.removeprefix("long_"):
             case "freeze":
-                self.loop.thaw(program.process)
+                thaw(self.loop, program.process)
             case "cut" | "cut_up" | "cut_down" | "cut_at_start" | "flap":
                 program.way.is_up_cut = program.way.is_down_cut = False
             case "lossy":
@@ -324,9 +324,9 @@ class World:
             case "freeze_committing_leader" if program is not None:
                 self._freeze_at_commit(program, fault)
             case "freeze_leader" if program is not None:
-                self.loop.freeze(program.process)
+                program.process.freeze()
                 await asyncio.sleep(fault.lasts_s)
-                self.loop.thaw(program.process)
+                thaw(self.loop, program.process)
 
     def _mend(self) -> None:
         """All faults are over."""
@@ -334,7 +334,7 @@ class World:
         self.tell("CALM")
         self.store.is_reachable = True
         for program in self._programs.values():
-            self.loop.thaw(program.process)
+            thaw(self.loop, program.process)
             program.way.is_up_cut = program.way.is_down_cut = False
             program.way.loss_permille, program.way.latency_s, program.way.on_commit = 0, 0.002, None
             if isinstance(program, HostProgram):
