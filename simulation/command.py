@@ -73,7 +73,7 @@ def make_papers(folder: Path) -> Papers:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Trial:
     """One run of one seed; `faults` and `mutant` where they are not what the seed draws and the product is."""
 
     seed: int
@@ -83,7 +83,7 @@ class Task:
     mutant: str = ""
 
 
-def run_seed(task: Task) -> Outcome:
+def run_seed(task: Trial) -> Outcome:
     """One seed, in a folder of its own, and in a Python process of its own: nothing of one run may reach into another."""
     # What is collected late runs its cleanup late, wherever the simulation is then.
     gc.disable()
@@ -98,7 +98,7 @@ def pool_of(jobs: int) -> Any:
     return multiprocessing.get_context("fork").Pool(jobs, quieten, maxtasksperchild=1)
 
 
-def shrink(task: Task, outcome: Outcome) -> Outcome:
+def shrink(task: Trial, outcome: Outcome) -> Outcome:
     """The failing seed with the fewest faults found that still violates the same invariant."""
     best = outcome
     size = max(1, len(best.faults) // 2)
@@ -138,7 +138,7 @@ def _find(name: str, options: argparse.Namespace, settings: Settings, papers: Pa
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     with pool_of(options.jobs) as pool:
         for count, outcome in enumerate(
-            pool.imap(run_seed, [Task(seed, papers, settings, mutant=name) for seed in seeds]), 1
+            pool.imap(run_seed, [Trial(seed, papers, settings, mutant=name) for seed in seeds]), 1
         ):
             if outcome.violation is not None:
                 row |= {"seeds": count, "invariant": outcome.invariant}
@@ -154,14 +154,14 @@ def _run_all(options: argparse.Namespace, settings: Settings, papers: Papers) ->
     steps, kinds, digest = 0, Counter[str](), hashlib.sha256()
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     with pool_of(options.jobs) as pool:
-        for outcome in pool.imap(run_seed, [Task(seed, papers, settings, mutant=options.mutant) for seed in seeds]):
+        for outcome in pool.imap(run_seed, [Trial(seed, papers, settings, mutant=options.mutant) for seed in seeds]):
             steps += outcome.steps
             kinds += outcome.kinds
             digest.update(outcome.digest.encode())
             if outcome.violation is not None:
                 print(describe(outcome), flush=True)
                 pool.terminate()
-                task = Task(outcome.seed, papers, settings, mutant=options.mutant)
+                task = Trial(outcome.seed, papers, settings, mutant=options.mutant)
                 print("with the fewest faults that do the same:\n" + describe(shrink(task, outcome)))
                 return 1
     seconds = real_monotonic() - started

@@ -110,12 +110,15 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_future(self) -> "asyncio.Future[Any]":
         return asyncio.Future(loop=self)
 
-    def create_task(  # type: ignore[override]
+    def _create(
         self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: contextvars.Context | None = None
     ) -> "asyncio.Task[Any]":
         task = asyncio.Task(coro, loop=self, name=name, context=context)
         (context or contextvars.copy_context()).get(_PROCESS, WORLD).tasks.append(task)
         return task
+
+    # The name is asyncio's.
+    create_task = _create  # type: ignore[assignment]
 
     def run_in_executor(  # type: ignore[override]
         self, _executor: Executor | None, func: Callable[..., Any], *args: Any
@@ -145,7 +148,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Runs `body` as a task of `process`."""
         context = contextvars.copy_context()
         context.run(_PROCESS.set, process)
-        return self.create_task(body, context=context)
+        return self._create(body, context=context)
 
     def run_until(self, until_s: float, steps_max: int) -> None:
         """Steps until virtual time is there; raises RuntimeError after `steps_max` steps in all: something spins."""
