@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -175,6 +176,23 @@ async def test_a_watch_that_was_not_answered_yet_moves_on(cluster: Cluster) -> N
             with pytest.raises(StoreUnavailableError):
                 await watching
         await store.close()
+
+
+async def test_a_watch_on_a_stopped_member_ends(cluster: Cluster) -> None:
+    """A member whose process is stopped keeps its connections: a watch there with no call beside it ends all the same."""
+    store = cluster.store([NAMES[0]])
+    await put(store, "/test/first")
+    async with store.watch("/test/", 1) as batches:
+        events = aiter(batches)
+        await anext(events)
+        cluster.programs[0].signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(HANG_S):
+                with pytest.raises(StoreUnavailableError):
+                    await anext(events)
+        finally:
+            cluster.programs[0].signal(signal.SIGCONT)
+    await store.close()
 
 
 async def put(store: EtcdStore, key: str) -> int:
