@@ -1,7 +1,8 @@
 """Domains of this host through libvirt. libvirt's objects and errors never leave this module.
 
 Every domain is transient: when its VM ends, libvirt knows it no more, and nothing is left to be undefined. libvirt's calls
-block, so they run one at a time on a thread of their own; its events come from a second one (docs/decisions/0020), as nudges.
+block, so they run one at a time on a thread of their own, pauses beside it; its events come from another (docs/decisions/0020), as
+nudges.
 Source: https://libvirt.org/html/libvirt-libvirt-domain.html.
 """
 
@@ -28,6 +29,9 @@ T = TypeVar("T")
 
 # A start takes seconds; where libvirt probes QEMU anew it was seen to take 56. Two minutes are a daemon that hangs.
 CALL_TIMEOUT_S = 120.0
+# A QEMU that is well stops its CPUs within milliseconds; one that has not by then hangs, and its lease ends in 3 s.
+PAUSE_TIMEOUT_S = 2.0
+PAUSES_AT_ONCE = 8
 # A daemon that answers none of three pings is gone, and a call that waits for it fails.
 KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 5, 3
 
@@ -49,9 +53,13 @@ class LibvirtHypervisor:
         self._user = user
         self._probe = probe
         self._connection: Any = None
+        self._connecting = threading.Lock()
         self._nudges: list[Callable[[], None]] = []
         self._may_run: Callable[[], bool] = lambda: True
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="libvirt")
+        # Pausing waits for QEMU itself to answer: one that hangs must hold up neither the others nor anything else.
+        self._pauses = ThreadPoolExecutor(max_workers=PAUSES_AT_ONCE, thread_name_prefix="libvirt-pause")
+        self._pausing: set[SandboxId] = set()
 
     async def probe_accelerator(self) -> tuple[Accelerator, str]:
         """What a probe guest booted on, and why nothing faster."""
@@ -68,9 +76,15 @@ class LibvirtHypervisor:
         await self._call("domain_failed", f"domain {domain_name(machine.sandbox_id)}", start)
 
     async def pause_domain(self, sandbox_id: SandboxId) -> None:
-        """Stop the domain's CPUs, if they run; raises HostFaultError `domain_unpaused`."""
+        """Stop the domain's CPUs, if they run; raises HostFaultError `domain_unpaused`, also while an earlier try hangs."""
         subject = f"domain {domain_name(sandbox_id)}"
-        await self._call("domain_unpaused", subject, functools.partial(self._suspend, sandbox_id))
+        if sandbox_id in self._pausing:
+            raise HostFaultError(
+                "domain_unpaused", f"{subject}: QEMU has not answered yet", "the guard ends it in time"
+            )
+        self._pausing.add(sandbox_id)
+        suspend = functools.partial(self._suspend, sandbox_id)
+        await self._call("domain_unpaused", subject, suspend, self._pauses, PAUSE_TIMEOUT_S)
 
     async def remove_domain(self, sandbox_id: SandboxId) -> None:
         """End the domain at once; raises HostFaultError `domain_unremoved`."""
@@ -94,17 +108,25 @@ class LibvirtHypervisor:
         self._nudges.clear()
         await self._call("hypervisor_unclosed", "the connection", self._disconnect)
         self._pool.shutdown(wait=False)
+        self._pauses.shutdown(wait=False)
 
-    async def _call(self, code: str, subject: str, function: Callable[[], T]) -> T:
+    async def _call(
+        self,
+        code: str,
+        subject: str,
+        function: Callable[[], T],
+        pool: ThreadPoolExecutor | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> T:
         context = contextvars.copy_context()
-        running = asyncio.get_running_loop().run_in_executor(self._pool, context.run, function)
+        running = asyncio.get_running_loop().run_in_executor(pool or self._pool, context.run, function)
         # Whoever is cancelled hears no more of it, and nobody else need.
         running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(running)
         except TimeoutError as error:
-            message = f"{subject}: libvirt did not answer in {CALL_TIMEOUT_S:.0f} s"
+            message = f"{subject}: libvirt did not answer in {timeout_s:.0f} s"
             raise HostFaultError(code, message, "see libvirtd's log; restarting it leaves VMs running") from error
         except libvirt.libvirtError as error:
             message = f"{subject}: {error.get_error_message() or error}"
@@ -146,10 +168,13 @@ class LibvirtHypervisor:
                 domain.resume()
 
     def _suspend(self, sandbox_id: SandboxId) -> None:
-        domain = _find(self._connect(), sandbox_id)
-        if domain is not None and _state(domain) is DomainState.RUNNING:
-            with _ended_meanwhile():
-                domain.suspend()
+        try:
+            domain = _find(self._connect(), sandbox_id)
+            if domain is not None and _state(domain) is DomainState.RUNNING:
+                with _ended_meanwhile():
+                    domain.suspend()
+        finally:
+            self._pausing.discard(sandbox_id)
 
     def _remove(self, sandbox_id: SandboxId) -> None:
         domain = _find(self._connect(), sandbox_id)
@@ -158,6 +183,10 @@ class LibvirtHypervisor:
                 domain.destroy()
 
     def _connect(self) -> Any:
+        with self._connecting:
+            return self._open()
+
+    def _open(self) -> Any:
         if self._connection is not None and self._connection.isAlive():
             return self._connection
         _start_events()

@@ -1,6 +1,7 @@
 """Every Hypervisor and every Disks keeps the promises of hostd/drivers/ports.py: the simulated ones, libvirt and real files."""
 
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hostd.drivers.domain_xml import QemuUser
 from hostd.drivers.image import ImageStore, ScratchDisks
 from hostd.drivers.ports import Disks, Hypervisor
 from hostd.drivers.simulated import PlannedFaults, SimulatedDisks, SimulatedHypervisor
+from hostd.guard import find_vms
 from hostd.reconcile.state import BootFiles, DomainState, Machine
 from provisioning.embedded.libvirt import QEMU_ID
 
@@ -146,6 +148,25 @@ async def test_no_domain_runs_past_a_shut_gate(hypervisor: Hypervisor, machine: 
     is_open = True
     await hypervisor.ensure_domain(machine)
     assert await hypervisor.list_domains() == {A: DomainState.RUNNING}
+
+
+@pytest.mark.root
+@pytest.mark.vm
+@pytest.mark.parametrize("hypervisor", ["libvirt"], indirect=True)
+async def test_a_vm_that_hangs_holds_up_no_other(hypervisor: Hypervisor, machine: Machine) -> None:
+    """QEMU that does not answer is told of and left; its neighbour pauses, and removal ends the one that hangs."""
+    await hypervisor.ensure_domain(machine)
+    await hypervisor.ensure_domain(await beside(machine))
+    (pid,) = find_vms({A})
+    os.kill(pid, signal.SIGSTOP)
+    for _ in range(2):
+        with pytest.raises(HostFaultError) as caught:
+            await hypervisor.pause_domain(A)
+        assert caught.value.code == "domain_unpaused"
+    await hypervisor.pause_domain(B)
+    assert (await hypervisor.list_domains())[B] is DomainState.PAUSED
+    await hypervisor.remove_domain(A)
+    assert await hypervisor.list_domains() == {B: DomainState.PAUSED}
 
 
 async def test_what_runs_is_measured(hypervisor: Hypervisor, machine: Machine) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -14,7 +15,7 @@ from fleet.model.ids import HostId
 from fleet.rpc import open_channel
 from fleet.store.memory import MemoryStore
 from fleet.store.port import Store
-from hostd.config import HostdConfig
+from hostd.config import KILL, HostdConfig
 from hostd.daemon import Parts, run_daemon
 from hostd.drivers.image import ImageStore, SourceStore
 from hostd.drivers.simulated import (
@@ -37,7 +38,7 @@ HANG_S = 20.0
 
 @asynccontextmanager
 async def running_hostd(
-    pki: Path, folder: Path, store: Store | None = None, schedulers: tuple[str, ...] = ()
+    pki: Path, folder: Path, store: Store | None = None, schedulers: tuple[str, ...] = (), fencing: str = KILL
 ) -> AsyncIterator[str]:
     """hostd serves within the context; gives its address."""
     folder.mkdir()
@@ -49,6 +50,7 @@ async def running_hostd(
     config = HostdConfig(
         host_id, (), tls, listen=address, state_dir=folder, run_dir=folder, log_dir=folder, schedulers=schedulers
     )
+    config = replace(config, fencing=fencing)
     store = store or MemoryStore(monotonic)
     hypervisor, images, sources = SimulatedHypervisor(), ImageStore(folder / "images"), SourceStore(folder / "sources")
     orders = Orders(folder)

@@ -1,18 +1,21 @@
 """The leader's loop and hosts that go away: what it writes, and what the host's return makes void."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fleet.codec import decode, encode
 from fleet.model.assignment import Assignment
 from fleet.model.event import Event
-from fleet.model.host import HostLosses
+from fleet.model.host import HostLosses, HostRecord
 from fleet.model.ids import HostId
 from fleet.model.sandbox import Agent, Goal, Phase, Reason, Restart, SandboxRecord, Stage, StageName
 from fleet.store.keyspace import (
     ASSIGNMENTS,
+    HOSTS,
     LEADER,
     alive_key,
     assignment_key,
@@ -21,10 +24,13 @@ from fleet.store.keyspace import (
     record_key,
     status_key,
 )
+from fleet.store.memory import MemoryStore
+from fleet.store.mirror import Mirror
 from fleet.store.port import Delete, Put, Store, Unmoved, Write
 from scheduler.commit import Committer
 from scheduler.moves import move_changes, registration_of
 from scheduler.placement.evictions import FENCE_WAIT_S, LOSS_S, Eviction, due_moves, find_absent, halt
+from tests.integration.scheduler.hosting import running_hostd
 from tests.integration.scheduler.parts import HANG_S, Decider, running
 from tests.unit.scheduler.build import DEMO, NOW_MS, host, host_puts, record, record_puts, spec, status
 
@@ -197,3 +203,17 @@ async def test_a_halted_sandbox_moves_once_it_has_stopped(store: Store, decider:
     await look(decider)
     orders = await orders_in(store)
     assert (orders[ONE.host_id].goal, orders[TWO.host_id].placement) == (Goal.REMOVE, 2)
+
+
+@pytest.mark.parametrize("fencing", ["kill", "keep"])
+async def test_a_host_says_whether_it_ends_its_vms(
+    memory: MemoryStore, pki: Path, tmp_path: Path, fencing: str
+) -> None:
+    """The record that a real hostd registers is what the scheduler goes by: only one that fences itself loses its sandboxes."""
+    mirror = Mirror(memory, HOSTS)
+    async with running(mirror.run()), running_hostd(pki, tmp_path / "host", memory, fencing=fencing):
+        async with asyncio.timeout(HANG_S):
+            while not mirror.entries:
+                await mirror.changed().wait()
+        (entry,) = mirror.entries.values()
+    assert decode(HostRecord, entry.value).is_fenced == (fencing == "kill")
