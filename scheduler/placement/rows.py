@@ -111,11 +111,16 @@ class Row:
         passes: Bools = np.asarray(hosts.status[places] == OPEN)
         for aspect, numbers in zip(self.passes, hosts.aspects[:, places], strict=True):
             passes &= aspect.look_up(numbers) != 0
-        weights = self.weights
-        base = weights.health * (np.minimum(hosts.losses[places], LOSSES_MAX) * -(WHOLE // LOSSES_MAX))
-        if self.demand.prefer_labels:
-            base += weights.preferred_labels * self._preferred.look_up(hosts.aspects[0, places])
-        self.base[places] = np.where(passes, base, NEVER)
+        health, preferred = self._lasting(places)
+        self.base[places] = np.where(passes, health + preferred, NEVER)
+
+    def _lasting(self, places: Places) -> tuple[Ints, Ints]:
+        """The terms that do not change with the room that is left: health, and preferred labels."""
+        hosts, weights = self.hosts, self.weights
+        health = np.minimum(hosts.losses[places], LOSSES_MAX) * (-weights.health * (WHOLE // LOSSES_MAX))
+        if not self.demand.prefer_labels:
+            return health, np.zeros_like(health)
+        return health, weights.preferred_labels * self._preferred.look_up(hosts.aspects[0, places])
 
     def renew(self) -> None:
         """Every host's score anew."""
@@ -153,7 +158,8 @@ class Row:
             score += part
         if terms is not None:
             names = ("vcpu_packing", "memory_packing", "disk_packing", "balance")
-            terms.update(parts, host=base, **dict(zip(names, shares * -self._packing[:, None], strict=True)))
+            terms["health"], terms["preferred_labels"] = self._lasting(places)
+            terms.update(parts, **dict(zip(names, shares * -self._packing[:, None], strict=True)))
         return np.where(fits, score, NEVER)
 
     def eligible(self, kinds: Ints) -> Bools:
