@@ -21,6 +21,8 @@ from bedplate.sandbox.v1 import event_pb2, explain_pb2, sandbox_pb2, service_pb2
 from fleet.errors import InvalidSpecError
 
 T = TypeVar("T")
+# Copying a message costs as much as writing some fields.
+KEPT_FIELDS_MIN = 8
 
 _MODULES = (
     sandbox_pb2,
@@ -86,12 +88,27 @@ class _Form:
         self._reads = tuple(_read_of(shape, field) for shape, field in zip(shapes, fields, strict=True))
         optional = [place for place, shape in enumerate(shapes) if shape.is_optional]
         self._optional = tuple((place, self._names[place]) for place in optional)
+        # A spec is written into a record, an order and an answer, one after the other.
+        self._is_kept = len(fields) >= KEPT_FIELDS_MIN
+        self._kept: tuple[Any, Any] | None = None
 
     def write(self, message: Any, value: Any) -> None:
         """Fills an empty `message`."""
         for name, write, part in zip(self._names, self._writes, self._values(value), strict=True):
             if part is not None:
                 write(message, name, part)
+
+    def write_part(self, message: Any, value: Any) -> None:
+        """Fills the empty `message` of a part; of a large part that comes again at once the message is copied."""
+        kept = self._kept
+        if kept is not None and kept[0] is value:
+            message.CopyFrom(kept[1])
+            return
+        self.write(message, value)
+        if self._is_kept:
+            copy = self.message_type()
+            copy.CopyFrom(message)
+            self._kept = (value, copy)
 
     def read(self, message: Any) -> Any:
         """The dataclass of `message`."""
@@ -166,7 +183,7 @@ def _write_message(shape: _Shape, default: Any) -> Write:
         if part is default:
             own.CopyFrom(made())
         else:
-            _form(shape.inner).write(own, part)
+            _form(shape.inner).write_part(own, part)
 
     return write
 

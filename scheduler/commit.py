@@ -382,6 +382,7 @@ class _Group:
     conditions: dict[str, int]
     pending: dict[str, Write]
     changes: list[Change]
+    size_bytes: int = 0
 
     @property
     def writes(self) -> list[Write]:
@@ -391,17 +392,25 @@ class _Group:
         """Whether `change` fits in as well, with one condition kept free for the fence."""
         if any(self.conditions.get(one.key, one.mod_revision) != one.mod_revision for one in change.unmoved):
             return False
-        conditions = len(self.conditions.keys() | {one.key for one in change.unmoved})
-        writes = {**self.pending, **{write.key: write for write in change.writes}}
-        size_bytes = sum(len(write.value) for write in writes.values() if isinstance(write, Put))
-        return max(conditions + 1, len(writes)) <= TRANSACTION_OPS_MAX and size_bytes <= GROUP_BYTES_MAX
+        conditions = len(self.conditions) + sum(one.key not in self.conditions for one in change.unmoved)
+        writes = len(self.pending) + sum(write.key not in self.pending for write in change.writes)
+        size_bytes = self.size_bytes + self._growth_bytes(change)
+        return max(conditions + 1, writes) <= TRANSACTION_OPS_MAX and size_bytes <= GROUP_BYTES_MAX
 
     def take(self, change: Change) -> None:
         """Adds `change`."""
         self.changes.append(change)
+        self.size_bytes += self._growth_bytes(change)
         for one in change.unmoved:
             self.conditions.setdefault(one.key, one.mod_revision)
         self.pending.update({write.key: write for write in change.writes})
+
+    def _growth_bytes(self, change: Change) -> int:
+        return sum(_size_bytes(write) - _size_bytes(self.pending.get(write.key)) for write in change.writes)
+
+
+def _size_bytes(write: Write | None) -> int:
+    return len(write.value) if isinstance(write, Put) else 0
 
 
 def _group(changes: Iterable[Change]) -> Iterator[_Group]:
