@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fleet.model.assignment import Assignment, GpuShare, RefusalReason
-from fleet.model.ids import HostId, SandboxId
+from fleet.model.ids import NO_HOST, HostId, SandboxId
 from fleet.model.sandbox import Goal, Reason
 from scheduler.placement.cluster import Choice, Cluster
 from scheduler.placement.evictions import PREEMPTED, Ending, Halt, halt
@@ -20,10 +20,10 @@ from scheduler.placement.snapshot import Snapshot
 from scheduler.placement.wishes import Ask, held_by
 
 PREEMPTING = "preempting"
-# Room is made for so many in one plan, each on a host of its own; the next plan makes more.
-ROOMS_MAX = 16
+# Room is made anew for so many in one plan, each on a host of its own; the next plan makes more.
+ROOMS_MAX = 8
 # Hosts looked at for one, some 0.2 ms each; in large fleets another part of them in each plan.
-HOSTS_MAX = 64
+HOSTS_MAX = 32
 
 Cost = tuple[int, int, int, int, str]
 
@@ -78,6 +78,7 @@ class Preemption:
         self._now_ms, self._seed = when
         self._looked = 0
         self._taken: set[HostId] = set()
+        self._known: dict[HostId, tuple[Sequence[Share], Sequence[_Victim]]] = {}
         self._lowest = min(snapshot.sums.priorities, default=0)
         known = {ask.record.sandbox_id: snapshot.refusals.get(ask.record.sandbox_id) for ask in asks}
         self._promised = {
@@ -89,9 +90,8 @@ class Preemption:
 
         `held` is what it has on its own host, where it is bound to that.
         """
-        if ask.record.spec.placement.priority <= self._lowest or self._looked == ROOMS_MAX or _was_preempted(ask):
+        if ask.record.spec.placement.priority <= self._lowest or _was_preempted(ask):
             return None
-        self._looked += 1
         room = self._find(ask, held)
         if room is None:
             return None
@@ -99,17 +99,20 @@ class Preemption:
         self._taken.add(host_id)
         own = () if held is None else (held,)
         self._cluster.take(host_id, _beyond(room.choice.share, (*room.frees, *own)))
-        self.moves += [one.move for one in room.victims]
+        self.moves += [self._move(ask, one) for one in room.victims]
         return Promise(host_id, (RefusalReason(PREEMPTING, 1, _told(room)),))
 
     def _find(self, ask: Ask, held: Share | None) -> _Room | None:
         """Where room was promised, if nobody else has to end there for it; else the cheapest, rather where nothing is promised."""
-        hosts = [one for one in self._cluster.crowded(ask.demand, ask.wish) if one not in self._taken]
-        own = self._promised.get(ask.record.sandbox_id)
-        if own in hosts:
+        own = self._promised.get(ask.record.sandbox_id, NO_HOST)
+        if own not in (NO_HOST, *self._taken) and self._cluster.crowded(ask.demand, replace(ask.wish, pinned_host=own)):
             room = self._look(ask, own, held)
             if room is not None and not room.victims:
                 return room
+        if self._looked == ROOMS_MAX:
+            return None
+        self._looked += 1
+        hosts = [one for one in self._cluster.crowded(ask.demand, ask.wish) if one not in self._taken]
         others = {host_id for one, host_id in self._promised.items() if one != ask.record.sandbox_id}
         free = [one for one in hosts if one not in others]
         found = (self._cheapest(ask, some, held) for some in (free, [one for one in hosts if one in others]))
@@ -121,48 +124,65 @@ class Preemption:
         return min((room for room in looked if room is not None), key=lambda one: one.cost, default=None)
 
     def _look(self, ask: Ask, host_id: HostId, held: Share | None) -> _Room | None:
-        """Who ends on one host: first all free their part, then from the dearest on each stays without whom it still fits."""
-        snapshot, cluster = self._snapshot, self._cluster
-        orders = [one for one in _orders(snapshot, host_id) if one.sandbox_id != ask.record.sandbox_id]
-        leaving = [share for share in (_leaves(snapshot, one) for one in orders) if share is not None]
-        victims = sorted(self._victims(ask, orders), key=lambda one: one.cost)
-        wish = replace(ask.wish, pinned_host=host_id)
+        """Who ends on one host: the cheapest first until it fits; then, from the dearest on, each stays who is not needed."""
+        leaving, all_victims = self._on(host_id)
+        priority = ask.record.spec.placement.priority
+        victims = [one for one in all_victims if one.priority < priority]
+        cluster, wish = self._cluster, replace(ask.wish, pinned_host=host_id)
         mark = cluster.mark()
         try:
-            for share in (*leaving, *(one.frees for one in victims), *(() if held is None else (held,))):
+            for share in (*leaving, *(() if held is None else (held,))):
                 cluster.give_back(host_id, share)
+            needed: list[_Victim] = []
             choice = cluster.choose(ask.demand, wish)
+            while choice is None and len(needed) < len(victims):
+                needed.append(victims[len(needed)])
+                cluster.give_back(host_id, needed[-1].frees)
+                choice = cluster.choose(ask.demand, wish)
             if choice is None:
                 return None
-            needed = []
-            for one in reversed(victims):
+            # The last one is needed: without it it did not fit.
+            for one in needed[-2::-1]:
                 cluster.take(host_id, one.frees)
-                fits = cluster.choose(ask.demand, wish)
-                if fits is None:
+                found = cluster.choose(ask.demand, wish)
+                if found is None:
                     cluster.give_back(host_id, one.frees)
-                    needed.append(one)
                 else:
-                    choice = fits
-            choice = cluster.choose(ask.demand, wish) or choice
+                    choice = found
+                    needed.remove(one)
         finally:
             cluster.rollback(mark)
         return _Room(choice, tuple(needed), len(leaving), (*leaving, *(one.frees for one in needed)))
 
-    def _victims(self, ask: Ask, orders: Sequence[Assignment]) -> Iterator[_Victim]:
-        priority, name = ask.record.spec.placement.priority, ask.record.spec.name
+    def _on(self, host_id: HostId) -> tuple[Sequence[Share], Sequence[_Victim]]:
+        """What leaves a host anyway, and who may end there, the cheapest first."""
+        known = self._known.get(host_id)
+        if known is None:
+            orders = list(_orders(self._snapshot, host_id))
+            leaving = [share for share in (_leaves(self._snapshot, one) for one in orders) if share is not None]
+            known = self._known[host_id] = leaving, sorted(self._victims(orders), key=lambda one: one.cost)
+        return known
+
+    def _victims(self, orders: Sequence[Assignment]) -> Iterator[_Victim]:
         for order in orders:
-            below = order.spec.placement.priority
-            if below >= priority:
-                continue
-            # Names are their tenants' own: no other is told for whom it ends.
-            who = f"sandbox {name}" if order.tenant == ask.record.tenant else "a sandbox"
-            text = f"{who} of priority {priority} needs its room, and it has priority {below}"
-            move = halt(self._snapshot, order.sandbox_id, Reason(PREEMPTED, text))
-            if isinstance(move, Halt | Ending):
+            move = halt(self._snapshot, order.sandbox_id, Reason(PREEMPTED, ""))
+            if move is not None:
                 share = held_by(self._snapshot, order)
                 frees = share if isinstance(move, Halt) else _without_disk(share)
                 work = order.spec.resources.vcpus * max(0, self._now_ms - order.assigned_at_ms)
-                yield _Victim(move, below, work, frees)
+                yield _Victim(move, order.spec.placement.priority, work, frees)
+
+    def _move(self, ask: Ask, victim: _Victim) -> Halt | Ending:
+        """How it leaves, with the reason that its owner reads."""
+        record, order = ask.record, victim.move.assignment
+        # Names are their tenants' own: no other is told for whom it ends.
+        who = f"sandbox {record.spec.name}" if order.tenant == record.tenant else "a sandbox"
+        text = (
+            f"{who} of priority {record.spec.placement.priority} needs its room, and it has priority {victim.priority}"
+        )
+        move = halt(self._snapshot, order.sandbox_id, Reason(PREEMPTED, text))
+        assert move is not None
+        return move
 
 
 def _orders(snapshot: Snapshot, host_id: HostId) -> Iterator[Assignment]:
