@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from fleet.model.assignment import Assignment
-from fleet.model.host import Capacity
+from fleet.model.assignment import Assignment, GpuShare
+from fleet.model.host import Capacity, Gpu
 from fleet.model.sandbox import (
     Agent,
     Goal,
@@ -187,3 +187,40 @@ def test_others_names_are_not_told() -> None:
     assert order.reason is not None
     assert "box-9" not in order.reason.message
     assert "priority 5" in order.reason.message
+
+
+def test_a_device_is_made_free_and_held() -> None:
+    """Of two devices that of the lower priority becomes free; its parts that are free already are nobody else's until then."""
+    devices = tuple(Gpu(f"gpu-{number}", "A100", 40_960, is_shareable=True) for number in range(2))
+    carrier = host(capacity=Capacity(16, 16_384, 65_536, 16), gpus=devices)
+    agents = wish(0).spec.agents
+
+    def with_gpu(number: int, priority: int, milli: int) -> SandboxRecord:
+        asked = Resources(1, 512, 1024, gpus=1, gpu_milli=milli)
+        return record(number, spec=spec(number, agents=agents, placement=Placement(priority), resources=asked))
+
+    runs = [with_gpu(0, 9, 1000), with_gpu(1, 0, 500)]
+    orders = [
+        assignment(one, carrier, gpus=(GpuShare(devices[index].device_id, one.spec.resources.gpu_milli),))
+        for index, one in enumerate(runs)
+    ]
+    seen = snapshot(
+        records=[*runs, with_gpu(8, 5, 1000), with_gpu(9, 0, 500)],
+        assignments=orders,
+        statuses=[status(one) for one in orders],
+        hosts=[carrier],
+    )
+    made = planned(seen)
+    assert ended(made) == [sandbox_id(1)]
+    assert made.assignments == ()
+    assert {one.sandbox_id: one.reasons[0].code for one in made.refusals} == {
+        sandbox_id(8): PREEMPTING,
+        sandbox_id(9): "gpu",
+    }
+    free = replace(
+        seen,
+        assignments={sandbox_id(0): orders[0]},
+        records={**seen.records, sandbox_id(1): replace(runs[1], placement=2)},
+    )
+    (order,) = planned(free).assignments
+    assert (order.sandbox_id, order.gpus) == (sandbox_id(8), (GpuShare("gpu-1", 1000),))
