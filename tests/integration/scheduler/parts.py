@@ -66,13 +66,14 @@ class Decider:
     """One scheduler's loop on a store, without its API; `fence` says under which condition it believes to lead."""
 
     def __init__(self, store: Store, fence: Unmoved) -> None:
+        self.fence = fence
         self.mirror = Mirror(store, ROOT)
         self.state = FleetState(self.mirror)
         self.now_ms = NOW_MS
         self.clock_s = 0.0
         times = (lambda: self.now_ms, lambda: self.clock_s)
         self.submissions = Submissions(SUBMISSIONS_MAX)
-        self.cycle = Cycle(store, self.state, lambda: fence, *times, interval_s=0.2, submissions=self.submissions)
+        self.cycle = Cycle(store, self.state, lambda: self.fence, *times, interval_s=0.2, submissions=self.submissions)
 
 
 @dataclass(frozen=True, slots=True)
