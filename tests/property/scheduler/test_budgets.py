@@ -243,7 +243,7 @@ async def quiesce(world: World) -> None:
 
 
 @given(st.lists(steps, min_size=5, max_size=40))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_interleaving_exceeds_or_double_charges(history: list[tuple[Any, ...]]) -> None:
     """At every prefix the orders keep within every limit of every account; in the end reservations are the sums over live orders
     and each metered millisecond is charged exactly once, whatever broke, came twice, or went back with a host's lost state."""
