@@ -10,8 +10,8 @@ from fleet.errors import ConflictError
 from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, SandboxRecord, SandboxStatus
 from scheduler.budget.accounts import chain_of, limits_of
 from scheduler.budget.balance import BUDGET_EXHAUSTED, find_exhausted, say_exhausted, spent_of
-from scheduler.placement.evictions import HOST_LOST, awaits_move
-from scheduler.placement.snapshot import Snapshot
+from scheduler.placement.evictions import awaits_move
+from scheduler.placement.snapshot import HOST_LOST, Snapshot
 
 Wish = Callable[[SandboxRecord, Snapshot], SandboxRecord]
 

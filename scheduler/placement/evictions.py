@@ -18,7 +18,7 @@ from fleet.model.assignment import Assignment
 from fleet.model.host import HostCordon, HostLosses
 from fleet.model.ids import HostId, SandboxId
 from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, Reason, Restart, SandboxRecord, SandboxStatus, StageName
-from scheduler.placement.snapshot import Snapshot
+from scheduler.placement.snapshot import HOST_LOST, Snapshot
 
 # A host has killed its VMs 10 s after its lease ended, 25 s after a lease that it gave back itself; the rest is for slow clocks.
 FENCE_WAIT_S = 30.0
@@ -34,7 +34,7 @@ MOVES_FREE = 2
 
 # The codes of statuses, of hostd's making, which say that the host ended the VM: for want of a lease, or with its own end.
 HOST_FENCED, HOST_RESTARTED = "host_fenced", "host_restarted"
-HOST_LOST, HOST_DRAINED, PREEMPTED = "host_lost", "host_drained", "preempted"
+HOST_DRAINED, PREEMPTED = "host_drained", "preempted"
 
 
 @dataclass(frozen=True, slots=True)

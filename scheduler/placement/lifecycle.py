@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from fleet.model.assignment import Assignment
 from fleet.model.ids import SandboxId
 from fleet.model.sandbox import Goal, Phase, SandboxRecord
-from scheduler.placement.snapshot import Snapshot
+from scheduler.placement.snapshot import Snapshot, is_left_behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ def _for_record(snapshot: Snapshot, record: SandboxRecord) -> Iterator[Lifecycle
             yield Removal(record.sandbox_id, record, None)
     elif _is_overtaken(record, assignment) and not snapshot.is_resuming(record):
         generation = max(record.generation, assignment.generation + 1)
-        yield Order(replace(assignment, goal=record.goal, generation=generation, reason=record.reason))
+        reason = assignment.reason if is_left_behind(assignment) else record.reason
+        yield Order(replace(assignment, goal=record.goal, generation=generation, reason=reason))
     elif record.goal is Goal.REMOVE and _is_gone(snapshot, assignment):
         yield Dismissal(assignment)
 

@@ -26,6 +26,9 @@ from fleet.model.sandbox import (
 from scheduler.budget.accounts import Account, is_kept, sandbox_account
 from scheduler.budget.balance import add_amounts, subtract_amounts, unbalanced
 
+# Why a sandbox has left a host, or ended with it: a code of reasons.
+HOST_LOST = "host_lost"
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -249,8 +252,17 @@ class Sums:
 
 
 def accounts_of(assignment: Assignment) -> tuple[str, ...]:
-    """Whose budgets an order counts in; the tenant's own where a scheduler that knew no budgets wrote it."""
-    return assignment.accounts or (ROOT_ACCOUNT,)
+    """Whose budgets an order counts in; the tenant's own where a scheduler that knew no budgets wrote it.
+
+    What a lost host has left counts in none: the host has ended it, and may never come back to say so.
+    """
+    return () if is_left_behind(assignment) else assignment.accounts or (ROOT_ACCOUNT,)
+
+
+def is_left_behind(assignment: Assignment) -> bool:
+    """Whether it was ordered away, or to its end, because its host was lost."""
+    reason = assignment.reason
+    return assignment.goal is not Goal.RUN and reason is not None and reason.code == HOST_LOST
 
 
 def amounts_of(assignment: Assignment, share: Reservation) -> Amounts:

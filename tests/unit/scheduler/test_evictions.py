@@ -28,7 +28,7 @@ from scheduler.placement.evictions import (
     halt,
 )
 from scheduler.placement.lifecycle import Dismissal, Order, due_changes
-from tests.unit.scheduler.build import NOW_MS, assignment, host, planned, record, snapshot, spec, status
+from tests.unit.scheduler.build import DEMO, NOW_MS, assignment, host, planned, record, snapshot, spec, status
 
 ONE, TWO = HostId("one"), HostId("two")
 FENCED = host("one", is_fenced=True)
@@ -386,6 +386,31 @@ def test_losses_double_the_wait_and_are_forgotten() -> None:
     assert not stays.is_backing_off(ONE, until_ms)
     assert due_moves(stays, {}, now_s=NOW_S, now_ms=NOW_MS + FORGET_MS - 1) == ()
     assert due_moves(stays, {}, now_s=NOW_S, now_ms=NOW_MS + FORGET_MS) == (Loss(ONE, None),)
+
+
+@pytest.mark.parametrize(
+    ("code", "goal", "counts"),
+    [
+        ("host_lost", Goal.REMOVE, False),
+        ("host_lost", Goal.STOP, False),
+        ("host_lost", Goal.RUN, True),
+        ("host_drained", Goal.REMOVE, True),
+        ("", Goal.REMOVE, True),
+    ],
+)
+def test_what_a_lost_host_has_left_counts_in_no_budget(code: str, goal: Goal, counts: bool) -> None:
+    """Else a budget that is full would never let the sandbox begin elsewhere; on the host itself it counts until that is back."""
+    order = replace(AGAIN_ORDER, goal=goal, reason=Reason(code, "…") if code else None, accounts=("team", ""))
+    parts = snapshot(records=[AGAIN], assignments=[order], hosts=[FENCED])
+    assert set(parts.reserved_by_account) == ({(DEMO, "team"), (DEMO, "")} if counts else set())
+    assert parts.reserved_by_host[ONE].sandboxes == 1
+
+
+def test_a_sandbox_that_ended_with_its_host_is_removed_without_counting_again() -> None:
+    """Its owner destroys it while the host is away: the order keeps why it is there."""
+    ended = replace(ORDER, goal=Goal.STOP, generation=2, reason=Reason("host_lost", "…"))
+    parts = snapshot(records=[replace(WISH, goal=Goal.REMOVE, generation=3)], assignments=[ended], hosts=[FENCED])
+    assert due_changes(parts) == (Order(replace(ended, goal=Goal.REMOVE, generation=3)),)
 
 
 def test_a_backoff_is_bounded() -> None:
