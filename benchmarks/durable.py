@@ -17,7 +17,7 @@ from typing import Any
 
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from benchmarks.measure import cpu_s, describe_machine, keep_result, render, resident_mib
-from benchmarks.plane import IMAGE, ON_DISK, Plane, known_alive, running_plane, simulated_hosts
+from benchmarks.plane import IMAGE, ON_DISK, Plane, known_alive, profiled, running_plane, simulated_hosts
 from fleet.codec import to_message
 from fleet.identity import SCHEDULER_SERVER_NAME, Role
 from fleet.model.sandbox import Agent, ImageRef, Resources, SandboxSpec
@@ -124,27 +124,11 @@ def main() -> int:
 
 
 def _measure(hosts: int, options: argparse.Namespace) -> dict[str, Any]:
-    wrapper: tuple[str, ...] = ()
-    if options.profile:
-        wrapper = (sys.executable, "-c", _PROFILED, options.profile)
-    with running_plane(wrapper, below=options.below) as plane:
+    with running_plane(profiled(options.profile), below=options.below) as plane:
         with simulated_hosts(plane, hosts) as said:
             runs = asyncio.run(_run(plane, hosts, options))
         acknowledged = json.loads(said.read_text())
         return {name: _figures(samples, acknowledged) | spent for name, (samples, spent) in runs.items()}
-
-
-# As `python -m scheduler`, with its profile written at its end.
-_PROFILED = """
-import cProfile, runpy, sys
-target = sys.argv[1]
-sys.argv = sys.argv[sys.argv.index("-m") + 1:]
-profile = cProfile.Profile()
-try:
-    profile.runcall(runpy.run_module, sys.argv[0], run_name="__main__", alter_sys=True)
-finally:
-    profile.dump_stats(target)
-"""
 
 
 async def _run(plane: Plane, hosts: int, options: argparse.Namespace) -> dict[str, tuple[Samples, dict[str, Any]]]:

@@ -105,6 +105,24 @@ class Plane:
         return self.scheduler
 
 
+# As `python -m scheduler`, with its profile written at its end.
+_PROFILED = """
+import cProfile, runpy, sys
+target = sys.argv[1]
+sys.argv = sys.argv[sys.argv.index("-m") + 1:]
+profile = cProfile.Profile()
+try:
+    profile.runcall(runpy.run_module, sys.argv[0], run_name="__main__", alter_sys=True)
+finally:
+    profile.dump_stats(target)
+"""
+
+
+def profiled(file: str | None) -> tuple[str, ...]:
+    """What is put before the scheduler's command so that its profile (cProfile) is in `file` at its end."""
+    return (sys.executable, "-c", _PROFILED, file) if file else ()
+
+
 @contextmanager
 def running_plane(
     wrapper: tuple[str, ...] = (), *, is_scheduling: bool = True, below: str = ON_DISK

@@ -17,7 +17,7 @@ from typing import Any
 
 from bedplate.sandbox.v1 import service_pb2, service_pb2_grpc
 from benchmarks.measure import cpu_s, describe_machine, keep_result, render, resident_mib, summary
-from benchmarks.plane import BASE, IMAGE, Plane, host_id, host_record, known_alive, running_plane
+from benchmarks.plane import BASE, IMAGE, Plane, host_id, host_record, known_alive, profiled, running_plane
 from fleet.codec import encode
 from fleet.identity import SCHEDULER_SERVER_NAME, Role
 from fleet.model.assignment import Assignment
@@ -55,7 +55,8 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 LEASE_S = 3600.0
 # Reading half a million keys takes a scheduler half a minute.
 READ_TIMEOUT_S = 600.0
-TENANTS = 50
+# So many tenants share the fleet; of each a host has some sandboxes side by side.
+TENANTS, OF_ONE_TENANT = 50, 5
 
 
 def main() -> int:
@@ -64,10 +65,11 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, default=5000, help="hosts (%(default)s)")
     parser.add_argument("--sandboxes", type=int, default=20, help="sandboxes of each host (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure (%(default)s)")
+    parser.add_argument("--profile", metavar="FILE", help="profile the scheduler with cProfile into FILE")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--save", action="store_true", help="also keep the result in benchmarks/results")
     options = parser.parse_args()
-    with running_plane(is_scheduling=False) as plane:
+    with running_plane(profiled(options.profile), is_scheduling=False) as plane:
         measured = asyncio.run(_measure(plane, options))
     found = {"machine": describe_machine(), "goal": {"scheduler_cores": GOAL_CORES}, "reports": measured}
     if options.save:
@@ -230,7 +232,7 @@ def _sandbox(host: int, slot: int) -> SandboxId:
 
 
 def _tenant(host: int, slot: int) -> Tenant:
-    return Tenant(f"{EMBEDDED_TENANT}-{(host + slot) % TENANTS}")
+    return Tenant(f"{EMBEDDED_TENANT}-{(host + slot // OF_ONE_TENANT) % TENANTS}")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ def _stop(snapshot: Snapshot, record: SandboxRecord, order: Assignment, exhausti
 def _post(snapshot: Snapshot, posting: Posting) -> Change:
     keys = (charged_key(posting.charged.host_id), *(_key(balance) for balance in posting.balances))
     writes = (Put(keys[0], encode(posting.charged)), *(Put(_key(one), encode(one)) for one in posting.balances))
-    return Change(unmoved(snapshot, *keys), writes)
+    values = tuple(zip(keys, (posting.charged, *posting.balances), strict=True))
+    return Change(unmoved(snapshot, *keys), writes, values=values)
 
 
 def _key(balance: Balance) -> str:

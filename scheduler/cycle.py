@@ -18,7 +18,7 @@ import structlog
 
 from fleet.errors import BedplateError
 from fleet.model.ids import SandboxId
-from fleet.store.port import Store, Unmoved
+from fleet.store.port import Put, Store, Unmoved
 from scheduler.charges import Charges
 from scheduler.commit import Change, Committer, lifecycle_changes, repair_changes
 from scheduler.moves import Moves
@@ -134,6 +134,7 @@ class Cycle:
         started = self._clock()
         try:
             whole = await self._committer.complete(changes, self._now_ms())
+            self._expect(whole)
             outcome = await self._committer.commit(fence, whole, step.told)
         except BedplateError as error:
             step.failed(error)
@@ -145,6 +146,14 @@ class Cycle:
         # What was written before a race was lost is seen before anything is decided again.
         await self._state.seen(self._committer.revision)
         return outcome.is_committed
+
+    def _expect(self, changes: Sequence[Change]) -> None:
+        """What is written here need not be decoded when the watch brings it back."""
+        for change in changes:
+            values = dict(change.values)
+            for write in change.writes if values else ():
+                if write.key in values and isinstance(write, Put):
+                    self._state.written.expect(write.key, write.value, values[write.key])
 
     def _everything(self) -> set[SandboxId]:
         snapshot = self._state.snapshot()

@@ -40,7 +40,6 @@ class Planning(Step):
         self._submissions = submissions
         self._leader = leader
         self._clock = clock
-        self._written = state.written
         self._taken: dict[SandboxId, Submission] = {}
         self._term = 0
         self._count = 0
@@ -71,7 +70,6 @@ class Planning(Step):
         self._leave(made)
         if not changes:
             return ()
-        self._expect(changes)
         self._count += 1
         record = self._record(look, cycle, made, [one.record for one in submitted], is_full=is_full)
         return (Change((), (Put(cycle_key(cycle), encode(record), look.cycle_lease),)), *changes)
@@ -105,14 +103,6 @@ class Planning(Step):
             return True
         one.conclude(None)
         return False
-
-    def _expect(self, changes: Sequence[Change]) -> None:
-        """What is written here need not be decoded when the watch brings it back."""
-        for change in changes:
-            values = dict(change.values)
-            for write in change.writes:
-                if write.key in values and isinstance(write, Put):
-                    self._written.expect(write.key, write.value, values[write.key])
 
     def _leave(self, made: Plan) -> None:
         """What was submitted and not decided goes back, in its order."""
