@@ -14,7 +14,6 @@ import hostd.reconcile.diff
 import scheduler.api.creations
 import scheduler.commit
 import scheduler.placement.evictions
-from fleet.codec import encode
 from fleet.model.assignment import Assignment
 from fleet.model.sandbox import Goal
 from fleet.store.keyspace import LEADER, TOMBSTONES
@@ -101,9 +100,11 @@ def _forget_order(whole: Any) -> Any:
 
 def _forget_configured(whole: Any) -> Any:
     def put_progress(self: Orders, progress: Any) -> None:
-        whole(self, progress)
         path = self._sandboxes_dir / progress.sandbox_id / "progress"
-        path.write_bytes(encode(replace(progress, is_configured=False, stages=())))
+        before = path.read_bytes() if path.exists() else None
+        whole(self, progress)
+        if progress.is_configured and before is not None:
+            path.write_bytes(before)
 
     return put_progress
 
