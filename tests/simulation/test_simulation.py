@@ -45,9 +45,9 @@ def test_no_invariant_is_violated() -> None:
 
 
 @pytest.mark.slow
-def test_a_large_fleet() -> None:
-    """The same holds for a hundred hosts."""
-    result = found(simulate("--seeds", "1", "--hosts", "100", "--sandboxes", "120"))
+def test_a_larger_fleet() -> None:
+    """The same holds for twenty hosts."""
+    result = found(simulate("--seeds", "1", "--hosts", "20", "--sandboxes", "40"))
     assert result["violations"] == 0
 
 
