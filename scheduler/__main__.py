@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import datetime
+import gc
 import logging
 import platform
 import signal
@@ -71,6 +72,8 @@ from scheduler.submissions import Submissions
 # Another scheduler takes over this long after a leader has died, and half a second more: so often etcd looks for ended leases.
 # The least that etcd grants: one and a half of its election timeout, 1 s by default, in whole seconds.
 LEADER_TTL_S = 2.0
+# Young objects are looked at after 10,000 new ones, all of them after 100,000,000: only errors leave cycles.
+GC_THRESHOLDS = (10_000, 100, 100)
 
 _EPILOG = """example of a configuration:
   listen = "10.0.0.1:7443"
@@ -135,6 +138,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = _load(options.config)
         configure_logging("scheduler", config.log_level)
+        # What is kept of a fleet has no cycles, and there is much of it: going through all of it stops every call for 0.2 s.
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         asyncio.run(_main(config))
     except BedplateError as error:
         sys.stderr.write(f"error: {error.message}\n")

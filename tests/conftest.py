@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Reasons that may be given for a skip under CI, each with why the test cannot run there. None is needed so far.
@@ -20,6 +21,9 @@ IS_CI = os.environ.get("CI") == "true"
 # Tests of guestd fork this very process as guestd forks itself. gRPC's handlers of forks, which guestd has none of, were seen to
 # abort the child; they must be told before gRPC is imported.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("bedplate", deadline=None)
+hypothesis.settings.load_profile("bedplate")
 # A shell's background job ignores Ctrl-C, and so would every `mb` that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -92,7 +92,9 @@ def begin(order: Assignment, address: str, generation_id: str, told: SandboxStat
 
 
 def _may_have_begun(told: SandboxStatus) -> bool:
-    return told.phase in ENDED_PHASES or any(stage.name == StageName.CONFIGURED for stage in told.stages)
+    # A guest is configured only after the store has its domain's start (Sessions.may_begin): from that word on it may have been.
+    begun = (StageName.DOMAIN_STARTED, StageName.CONFIGURED)
+    return told.phase in ENDED_PHASES or any(stage.name in begun for stage in told.stages)
 
 
 def begin_run(progress: Progress, order: Assignment) -> Progress:
