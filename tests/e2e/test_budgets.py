@@ -60,7 +60,8 @@ def test_what_is_used_up_is_stopped_and_charged_once(tenant: Tenant, fleet: Embe
     assert f"sandbox {sandbox_id}" in stopped["reason"]["message"]
     assert "wall_clock" in stopped["reason"]["message"]
     assert stopped["status"]["artifact"]["changes"] == 1
-    assert tenant.run("logs", "spender").out == "begun\nbye\n"
+    # The shell says that its sleep was ended.
+    assert tenant.run("logs", "spender").out == "begun\nTerminated\nbye\n"
 
     own = f"~{sandbox_id}"
     wait_until(lambda: (_spent(tenant, own), _metered(fleet, sandbox_id)), lambda both: both[0] == both[1])
