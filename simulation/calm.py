@@ -55,6 +55,9 @@ class Calm:
             if record.goal is Goal.RUN and not where:
                 self._check_refused(sandbox_id)
         self._check_runs()
+        metered = sum(checker.metered.values())
+        if checker.spent_wall_ms != metered:
+            raise ViolationError("charge_wrong", f"{checker.spent_wall_ms} ms were charged, {metered} were measured")
         for key in self.keys:
             is_bound = key.startswith((keyspace.STATUSES, keyspace.ASSIGNMENTS))
             if is_bound and SandboxId(key.rsplit("/", 1)[1]) not in checker.records:
@@ -90,7 +93,10 @@ class Calm:
         """A sandbox without a host must fit on none."""
         record = self.checker.records[sandbox_id]
         resources = record.spec.resources
-        if record.not_before_ms > self.loop.wall_s() * 1000:
+        budget = self.checker.budget_vcpus
+        is_over = bool(budget) and self.checker.counted_vcpus() + resources.vcpus > budget
+        # A group waits for all of its members: what of it is pending may miss one that was destroyed.
+        if is_over or record.spec.placement.group or record.not_before_ms > self.loop.wall_s() * 1000:
             return
         for host in self.hosts:
             key = host.host_id
@@ -115,7 +121,15 @@ class Calm:
             keyspace.RESERVATIONS,
             keyspace.TOMBSTONES,
         )
-        kept = (*kept, keyspace.CORDONS, keyspace.LOSSES, keyspace.METERS, keyspace.CHARGED, keyspace.BALANCES)
+        kept = (
+            *kept,
+            keyspace.CORDONS,
+            keyspace.LOSSES,
+            keyspace.METERS,
+            keyspace.CHARGED,
+            keyspace.BALANCES,
+            keyspace.BUDGETS,
+        )
         for key in sorted(self.keys):
             if key.startswith(keyspace.ROOT) and not key.startswith(kept):
                 raise ViolationError("left_over", f"{key} is there after everything was destroyed")

@@ -2,13 +2,14 @@
 own code is believed.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fleet.codec import decode
 from fleet.errors import InvalidSpecError
 from fleet.model.assignment import Assignment
+from fleet.model.budget import Balance, Meter
 from fleet.model.host import Capacity, Reservation
 from fleet.model.ids import HostId, SandboxId, Tenant
 from fleet.model.sandbox import ENDED_PHASES, Goal, Phase, Restart, SandboxRecord, SandboxStatus, StageName
@@ -39,6 +40,7 @@ class Fact:
 
     is_acknowledged: bool = False
     is_destroy_asked: bool = False
+    was_placed: bool = False
     starts: int = 0
     # The (placement, run) pairs that were ordered: each may begin its agents once.
     ordered: set[tuple[int, int]] = field(default_factory=set)
@@ -59,6 +61,10 @@ class Checker:
         self.lost_state: set[str] = set()
         self._gone: set[SandboxId] = set()
         self._names: dict[tuple[Tenant, str], SandboxId] = {}
+        # The tenant's limit of vCPUs at once, 0 for none; what it has spent, and the last word of each host on each placement.
+        self.budget_vcpus = 0
+        self.spent_wall_ms = 0
+        self.metered: dict[tuple[str, SandboxId, int], int] = {}
         self.found: ViolationError | None = None
         self.has_order_on_disk: Mapping[HostId, Callable[[SandboxId], bool]] = {}
 
@@ -87,6 +93,9 @@ class Checker:
         hosts = {key.split("/")[4] for key in keys if key.startswith((keyspace.ASSIGNMENTS, keyspace.STATUSES))}
         for host_id in sorted(hosts):
             self._check_room(HostId(host_id))
+        if hosts:
+            self._check_budget(who)
+        self._check_groups(who, writes)
 
     def _take(self, who: str, write: Write) -> None:
         prefix = next((one for one in _TAKERS if write.key.startswith(one)), None)
@@ -95,6 +104,47 @@ class Checker:
                 _TAKERS[prefix](self, who, write)
             except InvalidSpecError:
                 self._tell(f"{write.key} is opaque")
+
+    def counted_vcpus(self) -> int:
+        """What counts in the tenant's budget; what a lost host has left counts nowhere."""
+        total = 0
+        for (host_id, sandbox_id), order in self.orders.items():
+            is_left = order.goal is not Goal.RUN and order.reason is not None and order.reason.code == "host_lost"
+            if not is_left:
+                total += _share_of(order, self.statuses.get((host_id, sandbox_id)))[0]
+        return total
+
+    def _check_budget(self, who: str) -> None:
+        if self.budget_vcpus and self.counted_vcpus() > self.budget_vcpus:
+            self.violate("over_budget", f"{who}: {self.counted_vcpus()} vCPUs of {self.budget_vcpus} are in use")
+
+    def _check_groups(self, who: str, writes: Sequence[Write]) -> None:
+        """The first orders of a group's members are one transaction's."""
+        placed: Counter[tuple[str, int]] = Counter()
+        for write in writes:
+            if isinstance(write, Put) and write.key.startswith(keyspace.ASSIGNMENTS):
+                order = decode(Assignment, write.value)
+                wanted = order.spec.placement
+                fact = self.facts[order.sandbox_id]
+                if wanted.group and not fact.was_placed and order.goal is Goal.RUN:
+                    placed[wanted.group, wanted.group_size] += 1
+                fact.was_placed = True
+        for (group, size), count in placed.items():
+            if count != size:
+                self.violate("half_a_group", f"{who} placed {count} of {group}'s {size}")
+
+    def _take_balance(self, _who: str, write: Write) -> None:
+        if isinstance(write, Put) and write.key.endswith("/"):
+            self.spent_wall_ms = decode(Balance, write.value).spent.wall_ms
+
+    def _take_meter(self, _who: str, write: Write) -> None:
+        if isinstance(write, Put):
+            meter = decode(Meter, write.value)
+            for entry in meter.entries:
+                key = str(meter.host_id), entry.sandbox_id, entry.placement
+                if entry.used.wall_ms < self.metered.get(key, 0):
+                    self.violate("meter_back", f"{meter.host_id} takes back what {entry.sandbox_id} has used")
+                self.metered[key] = entry.used.wall_ms
 
     def _take_record(self, who: str, write: Write) -> None:
         sandbox_id = SandboxId(write.key.rsplit("/", 1)[1])
@@ -166,16 +216,7 @@ class Checker:
         for (host, sandbox_id), order in self.orders.items():
             if host != host_id:
                 continue
-            status, resources = self.statuses.get((host, sandbox_id)), order.spec.resources
-            is_over = status is not None and status.released and status.run >= order.run
-            if is_over and status is not None and status.placement < order.placement:
-                is_over = False
-            if not is_over:
-                share = (resources.vcpus, resources.memory_mib + order.overhead_mib, resources.disk_mib, 1)
-            elif status is not None and (status.phase is Phase.STOPPED or _is_leaving_a_disk(status)):
-                share = (0, 0, resources.disk_mib, 1)
-            else:
-                continue
+            share = _share_of(order, self.statuses.get((host, sandbox_id)))
             taken = [one + other for one, other in zip(taken, share, strict=True)]
         return Capacity(*taken)
 
@@ -229,6 +270,17 @@ class Checker:
             self.violate("lost", f"{sandbox_id} was acknowledged, and is not in the store")
 
 
+def _share_of(order: Assignment, status: SandboxStatus | None) -> tuple[int, int, int, int]:
+    """vCPUs, memory, disk and place that an order takes, by what its host says."""
+    resources = order.spec.resources
+    is_of_run = status is not None and status.run >= order.run and status.placement >= order.placement
+    if status is None or not is_of_run or not status.released:
+        return resources.vcpus, resources.memory_mib + order.overhead_mib, resources.disk_mib, 1
+    if status.phase is Phase.STOPPED or _is_leaving_a_disk(status):
+        return 0, 0, resources.disk_mib, 1
+    return 0, 0, 0, 0
+
+
 def _is_leaving_a_disk(status: SandboxStatus) -> bool:
     return status.phase is Phase.REMOVING and any(stage.name == StageName.DISK_KEPT for stage in status.stages)
 
@@ -242,4 +294,6 @@ _TAKERS: dict[str, Callable[[Checker, str, Write], None]] = {
     keyspace.ASSIGNMENTS: Checker._take_order,
     keyspace.STATUSES: Checker._take_status,
     keyspace.RESERVATIONS: Checker._take_reservation,
+    keyspace.BALANCES: Checker._take_balance,
+    keyspace.METERS: Checker._take_meter,
 }

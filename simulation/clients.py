@@ -1,4 +1,4 @@
-"""What the fleet's clients do: create, many at once, twice, and late once more; stop, start, destroy, cordon."""
+"""What the fleet's clients do: create, many at once, as groups, twice, and late once more; stop, start, destroy, cordon, drain."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,7 +12,7 @@ from fleet.codec import to_message
 from fleet.errors import BedplateError, ConflictError, InvalidSpecError, NotFoundError
 from fleet.identity import TlsFiles
 from fleet.model.ids import SandboxId, make_sandbox_id
-from fleet.model.sandbox import Agent, Network, NetworkMode, Resources, Restart, SandboxSpec
+from fleet.model.sandbox import Agent, Limits, Network, NetworkMode, Placement, Resources, Restart, SandboxSpec, Totals
 from simulation.checker import Checker
 from simulation.loop import Life, Process, VirtualLoop
 from simulation.machines import HostProgram, SchedulerProgram
@@ -21,6 +21,9 @@ RPC_TIMEOUT_S = 6.0
 EXPECTED = (ConflictError, NotFoundError, InvalidSpecError)
 # So many creations come at one moment, now and then.
 BURST = 4
+GROUP_SIZE_MAX = 3
+# Some sandboxes may run for so long only.
+WALL_MS = 25_000
 
 
 class Caller:
@@ -86,9 +89,13 @@ class Clients:
             known = sorted(id_ for id_, fact in self._fleet.checker.facts.items() if fact.is_acknowledged)
             if made < self._sandboxes and what < 9:
                 count = BURST if what < 2 else 1
+                placement = Placement(chance.choice((0, 0, 0, 5)))
+                if what == 2:
+                    count = chance.randint(2, GROUP_SIZE_MAX)
+                    placement = Placement(group=f"group-{made}", group_size=count)
                 for _ in range(count):
                     made += 1
-                    self._spawn(self._create(chance, made))
+                    self._spawn(self._create(chance, made, placement))
             elif known and what < 15:
                 self._spawn(self._change(chance, chance.choice(known)))
             elif what < 17:
@@ -101,12 +108,12 @@ class Clients:
     def _spawn(self, body: Any) -> None:
         self._fleet.loop.spawn(self._process, body)
 
-    async def _create(self, chance: Random, number: int) -> None:
-        request = self._draw_request(chance, number)
+    async def _create(self, chance: Random, number: int, placement: Placement) -> None:
+        request = self._draw_request(chance, number, placement)
         self._requests.append(request)
-        if chance.randrange(4) == 0:
+        if chance.randrange(4) == 0 and not placement.group:
             # Another client wants the same name at the same time: one of them gets it.
-            self._spawn(self._submit(chance, self._draw_request(chance, number)))
+            self._spawn(self._submit(chance, self._draw_request(chance, number, placement)))
         await self._submit(chance, request)
 
     async def _submit(self, chance: Random, request: Any) -> None:
@@ -119,13 +126,17 @@ class Clients:
         self._fleet.tell(f"client repeats the creation of {request.sandbox_id}")
         await self._call(chance, lambda one, caller: one.CreateSandbox(request, caller), tries=1)
 
-    def _draw_request(self, chance: Random, number: int) -> Any:
+    def _draw_request(self, chance: Random, number: int, placement: Placement) -> Any:
         sandbox_id = make_sandbox_id(chance.randbytes)
         ending = chance.choice(("runs", "runs", "ends", "fails"))
         restart = chance.choice((Restart.NO, Restart.ON_FAILURE, Restart.ALWAYS))
         agent = Agent("worker", "custom", ("work", sandbox_id, ending), restart=restart, memory_mib=64)
         resources = Resources(chance.choice((1, 1, 2, 4)), chance.choice((256, 512, 1024)), 64)
-        spec = SandboxSpec(f"box-{number}", resources=resources, network=Network(NetworkMode.CLOSED), agents=(agent,))
+        limits = Limits(total=Totals(wall_ms=WALL_MS if chance.randrange(6) == 0 else 0))
+        network = Network(NetworkMode.CLOSED)
+        spec = SandboxSpec(
+            f"box-{number}", resources=resources, network=network, agents=(agent,), placement=placement, limits=limits
+        )
         return service_pb2.CreateSandboxRequest(sandbox_id=sandbox_id, spec=to_message(spec))
 
     async def _change(self, chance: Random, sandbox_id: SandboxId) -> None:
@@ -137,15 +148,19 @@ class Clients:
         await self._call(chance, lambda one, caller: getattr(one, verb)(request, caller))
 
     async def _cordon(self, chance: Random) -> None:
-        host, on = chance.choice(self._fleet.hosts), chance.randrange(2)
-        self._fleet.tell(f"client {'cordons' if on else 'uncordons'} {host.name}")
+        host, verb = chance.choice(self._fleet.hosts), chance.choice(("cordons", "uncordons", "uncordons", "drains"))
+        is_forced = chance.randrange(2) == 0
+        self._fleet.tell(f"client {verb} {host.name}")
 
         async def call() -> bool:
             served = [one.hosts for one in self._fleet.schedulers if one.is_alive and one.hosts is not None]
             if not served:
                 return False
             caller = Caller(self._papers.operator)
-            if on:
+            if verb == "drains":
+                drain = host_pb2.DrainHostRequest(host_id=host.name, moves_max=2, is_forced=is_forced)
+                await served[0].DrainHost(drain, caller)
+            elif verb == "cordons":
                 await served[0].CordonHost(host_pb2.CordonHostRequest(host_id=host.name), caller)
             else:
                 await served[0].UncordonHost(host_pb2.UncordonHostRequest(host_id=host.name), caller)
