@@ -8,6 +8,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any, cast
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,9 @@ from scheduler.contents import snapshot_of
 from scheduler.placement.snapshot import Snapshot, accounts_of, set_aside
 from tests.integration.scheduler.parts import HANG_S, Decider, running
 from tests.unit.scheduler.build import DEMO, NOW_MS, host, host_puts, record, record_puts, sandbox_id, spec, status
+
+# A property of plans takes seconds of a processor.
+pytestmark = pytest.mark.slow
 
 HOSTS = [host(name, capacity=Capacity(64, 65_536, 65_536, 64)) for name in ("a", "b")]
 PRICE = Prices(vcpu_hour_micro=3_600_000)

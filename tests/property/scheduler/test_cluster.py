@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,9 @@ from scheduler.placement.demand import DEVICE_MILLI, Demand, Shape, Wish, shape_
 from scheduler.placement.hosts import HostView, Share
 from scheduler.placement.rows import BLOCK, held_digest
 from tests.unit.scheduler.build import BASE, DEMO, OTHER, SOURCE, host
+
+# A property of plans takes seconds of a processor.
+pytestmark = pytest.mark.slow
 
 OTHER_DIGEST = Digest("sha256:" + "c" * 64)
 NAMES = tuple(HostId(f"h{number}") for number in range(6))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,9 @@ from scheduler.placement.demand import ANYWHERE, Wish, demand_of
 from scheduler.placement.snapshot import Snapshot, Sums
 from scheduler.placement.upkeep import ClusterUpkeep, cluster_of
 from tests.unit.scheduler.build import DEMO, NOW_MS, OTHER, SOURCE, assignment, host, record, sandbox_id, spec, status
+
+# A property of plans takes seconds of a processor.
+pytestmark = pytest.mark.slow
 
 HOSTS = [HostId("a"), HostId("b")]
 DEVICES = (Gpu("g0", "A100", 40_960, is_shareable=True), Gpu("g1", "A100", 40_960, numa_node=1))

@@ -6,6 +6,7 @@ The decisions and commits are the scheduler's own; the hosts are a model that ke
 import asyncio
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,9 @@ from scheduler.placement.evictions import Absence, due_moves, find_absent
 from scheduler.placement.lifecycle import due_changes
 from scheduler.placement.snapshot import Snapshot, repairs
 from tests.unit.scheduler.build import NOW_MS, host, planned, record, record_puts, spec
+
+# A property of plans takes seconds of a processor.
+pytestmark = pytest.mark.slow
 
 LEASE_S = 15.0
 NAMES = ("one", "two", "three")

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +37,9 @@ from tests.unit.scheduler.build import (
     status,
 )
 from tests.unit.scheduler.oracle import Candidate, excluding_codes
+
+# A property of plans takes seconds of a processor.
+pytestmark = pytest.mark.slow
 
 OTHER_DIGEST = Digest("sha256:" + "c" * 64)
 LABELS = (Label("disk", "nvme"), Label("zone", "a"))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain, combinations, product
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,9 @@ from scheduler.placement.plan import Plan
 from scheduler.placement.preemption import PREEMPTING
 from scheduler.placement.snapshot import Snapshot
 from tests.unit.scheduler.build import DEMO, NOW_MS, OTHER, assignment, host, planned, record, snapshot, spec, status
+
+# A property of plans takes seconds of a processor.
+pytestmark = pytest.mark.slow
 
 # Rounds until nothing is left to do: each may place, or end one more of what ran.
 ROUNDS_MAX = 60

@@ -194,6 +194,7 @@ def test_wrong_reservations_are_repaired() -> None:
     assert repairs(replace(seen, reservations={one.host_id: one for one in expected})) == ()
 
 
+@pytest.mark.slow
 def test_impossible_wishes_cost_a_plan_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenant that wants a hundred different impossible things gets its share of a plan; another's wish is met in the same."""
     monkeypatch.setattr("scheduler.placement.turns.LOOKS_MAX", 40)

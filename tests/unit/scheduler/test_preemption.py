@@ -133,6 +133,7 @@ def test_room_that_is_becoming_free_is_waited_for() -> None:
     assert [one.sandbox_id for one in planned(free).assignments] == [sandbox_id(9)]
 
 
+@pytest.mark.slow
 def test_a_promise_is_kept_among_many_hosts() -> None:
     """However many hosts are looked at in other turns each time: while its victim stops, nobody else ends for it."""
     seen = full([wish(number, 0, vcpus=4) for number in range(100)], [wish(900, 5, vcpus=4)], hosts=100)
