@@ -12,8 +12,10 @@ import hostd.daemon
 import hostd.fencing
 import hostd.reconcile.diff
 import scheduler.api.creations
+import scheduler.budget.journal
 import scheduler.commit
 import scheduler.placement.evictions
+import scheduler.placement.plan
 from fleet.model.assignment import Assignment
 from fleet.model.sandbox import Goal
 from fleet.store.keyspace import LEADER, TOMBSTONES
@@ -27,6 +29,7 @@ from hostd.reconcile.fence import Stance
 from hostd.reconcile.loop import Reconciler
 from scheduler.commit import Committer
 from scheduler.placement.cluster import Cluster
+from scheduler.placement.purse import Purse
 from scheduler.placement.snapshot import Sums
 
 # From what an attribute is to what stands in its place.
@@ -137,6 +140,21 @@ def _without_tombstone(whole: Any) -> Any:
     return left_behind
 
 
+def _charge_again(whole: Any) -> Any:
+    def due_of(used: Any, charged: Any, prices: Any) -> Any:
+        found = whole(used, charged, prices)
+        return replace(found, wall_ms=2 * found.wall_ms)
+
+    return due_of
+
+
+def _seat_some(whole: Any) -> Any:
+    def seat(cluster: Cluster, members: Any) -> Any:
+        return whole(cluster, members[:1])
+
+    return seat
+
+
 def _always(answer: Any) -> Spoil:
     return lambda _whole: lambda *_given, **_named: answer
 
@@ -189,6 +207,13 @@ _ALL = (
         "a destroyed id may be created again",
         ((scheduler.commit, "left_behind", _without_tombstone),),
     ),
+    Mutant("budget_ignored", "a plan does not ask what an account may use", ((Purse, "refuse", _always(None)),)),
+    Mutant(
+        "charged_twice",
+        "what a host has measured is charged twice",
+        ((scheduler.budget.journal, "due_of", _charge_again),),
+    ),
+    Mutant("group_by_half", "of a group one member is placed", ((scheduler.placement.plan, "seat", _seat_some),)),
     Mutant("status_unfenced", "a host publishes without its lease", ((Publisher, "_publish", _tell_unfenced),)),
 )
 
