@@ -95,6 +95,10 @@ class Calm:
         resources = record.spec.resources
         budget = self.checker.budget_vcpus
         is_over = bool(budget) and self.checker.counted_vcpus() + resources.vcpus > budget
+        # One that has used up its own limit waits for a larger one.
+        may_ms = record.spec.limits.total.wall_ms
+        used_ms = sum(used for (_, id_, _), used in self.checker.metered.items() if id_ == sandbox_id)
+        is_over = is_over or 0 < may_ms <= used_ms
         # A group waits for all of its members: what of it is pending may miss one that was destroyed.
         if is_over or record.spec.placement.group or record.not_before_ms > self.loop.wall_s() * 1000:
             return
