@@ -1,5 +1,6 @@
 """Operates an embedded fleet as its users do: through `mb`, from a folder with a jcard, as a tenant or an operator."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet.identity import Role
+from fleet.store.etcd import open_etcd
+from fleet.store.port import Delete
 from provisioning.embedded.fleet import EmbeddedFleet
+from provisioning.embedded.pki import tls_files
 
 # One VM under emulation takes 10 s to its first output; three on two busy cores, minutes. Only a test that fails waits as long.
 PATIENCE_S = 240.0
@@ -194,3 +199,16 @@ def render_jcard(name: str, command: list[str], fields: dict[str, str]) -> str:
         fields.get("tail", ""),
     ]
     return "\n".join(lines) + "\n"
+
+
+def forget(fleet: EmbeddedFleet, *keys: str) -> None:
+    """Takes keys out of the store, as the scheduler: of a host that was there for one test, or of what a test did to one."""
+
+    async def delete() -> None:
+        store = open_etcd((fleet.endpoint,), tls_files(fleet.folder / "pki", Role.SCHEDULER, "scheduler"))
+        try:
+            await store.transact([], [Delete(key) for key in keys])
+        finally:
+            await store.close()
+
+    asyncio.run(delete())

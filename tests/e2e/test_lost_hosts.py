@@ -10,13 +10,23 @@ from typing import Any
 
 import pytest
 
+from fleet.model.ids import HostId
 from fleet.model.sandbox import ENDED_PHASES
+from fleet.store.keyspace import (
+    alive_key,
+    charged_key,
+    cordon_key,
+    host_key,
+    losses_key,
+    meter_key,
+    reservation_key,
+)
 from provisioning.embedded.etcd import free_ports
 from provisioning.embedded.fleet import EmbeddedFleet
 from provisioning.embedded.libvirt import LIBVIRT_URI
 from provisioning.embedded.pki import EMBEDDED_HOST, SECOND_HOST
 from provisioning.embedded.process import start_program
-from tests.e2e.operate import Done, Tenant, wait_until
+from tests.e2e.operate import Done, Tenant, forget, wait_until
 from tests.e2e.relay import Relay
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.timeout(900)]
@@ -62,6 +72,9 @@ def second(fleet: EmbeddedFleet, tenant: Tenant, tmp_path: Path) -> Iterator[str
     # What a test that failed has left there goes only while the host lives.
     tenant.clear()
     program.stop()
+    gone = HostId(SECOND_HOST)
+    makers = (host_key, alive_key, reservation_key, losses_key, cordon_key, meter_key, charged_key)
+    forget(fleet, *(key_of(gone) for key_of in makers))
 
 
 @pytest.fixture
