@@ -192,17 +192,22 @@ def test_a_damaged_image_is_refused(tenant: Tenant, fleet: EmbeddedFleet) -> Non
     )
     digest = next(image["digest"] for image in hosts[0]["record"]["images"] if image["name"] == "damaged:latest")
     images_dir = fleet.folder.parent / "images"
-    _flip_byte(images_dir / digest.replace(":", "-", 1) / "root.erofs")
-    folder = tenant.write_project("refused", ["true"], mixtape="damaged:latest")
-    done = tenant.run("up", str(folder), "--detach")
-    assert done.code == 0, done
-    status = tenant.until("refused", lambda found: found["phase"] in ("failed", "pending") and _is_told(found))
-    told = status["status"]["reason"] if status["phase"] == "failed" else status["refusal"]["reasons"][0]
-    # The host stops offering an image that it has found damaged; whichever comes first, no VM was started from it.
-    assert told["code"] in ("image_corrupt", "image_unknown"), told
-    assert status["status"] is None or "root.erofs" in told["message"]
-    wait_until(fleet.hostd.log.read_text, lambda log: '"image.refused"' in log and "root.erofs" in log)
-    tenant.destroy("refused")
+    root = images_dir / digest.replace(":", "-", 1) / "root.erofs"
+    _flip_byte(root)
+    try:
+        folder = tenant.write_project("refused", ["true"], mixtape="damaged:latest")
+        done = tenant.run("up", str(folder), "--detach")
+        assert done.code == 0, done
+        status = tenant.until("refused", lambda found: found["phase"] in ("failed", "pending") and _is_told(found))
+        told = status["status"]["reason"] if status["phase"] == "failed" else status["refusal"]["reasons"][0]
+        # The host stops offering an image that it has found damaged; whichever comes first, no VM was started from it.
+        assert told["code"] in ("image_corrupt", "image_unknown"), told
+        assert status["status"] is None or "root.erofs" in told["message"]
+        wait_until(fleet.hostd.log.read_text, lambda log: '"image.refused"' in log and "root.erofs" in log)
+        tenant.destroy("refused")
+    finally:
+        # Whoever looks at the host later finds it whole.
+        _flip_byte(root)
 
 
 def _is_told(found: dict[str, object]) -> bool:
