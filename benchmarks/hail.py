@@ -18,13 +18,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bare import IMAGE, bare_host
 from benchmarks.measure import describe_machine, keep_result, render, summary
-from fleet.model.host import Accelerator, Capacity, HostImage, HostRecord, Reservation
-from fleet.model.ids import Digest, HostId
-from fleet.model.sandbox import ImageRef, NetworkMode
+from fleet.model.host import Capacity, HostRecord, Reservation
+from fleet.model.ids import HostId
+from fleet.model.sandbox import ImageRef
 from scheduler.placement.cluster import Cluster
 from scheduler.placement.demand import Demand
 from scheduler.placement.hosts import HostView
@@ -39,7 +41,6 @@ SEED = 7
 REPEATS = 2_000
 # One run of hail at thousands of nodes.
 TIMEOUT_S = 900.0
-IMAGE = HostImage("base:latest", Digest("sha256:" + "0" * 64))
 
 Description = dict[str, Any]
 
@@ -200,19 +201,8 @@ def take_up(described: Mapping[str, Any]) -> Cluster:
 
 
 def _record(name: str, node: Mapping[str, Any]) -> HostRecord:
-    return HostRecord(
-        host_id=HostId(name),
-        address=node["primary_ip"],
-        capacity=Capacity(node["total_cpus"], node["total_memory"], node["total_disk"], 1000),
-        labels=(),
-        images=(IMAGE,),
-        accelerator=Accelerator.SIMULATED,
-        accelerator_reason="",
-        network_modes=(NetworkMode.NONE,),
-        version="",
-        registered_at_ms=0,
-        vcpu_overcommit_milli=VCPU_RATIO * 1000,
-    )
+    capacity = Capacity(node["total_cpus"], node["total_memory"], node["total_disk"], 1000)
+    return replace(bare_host(name, capacity), vcpu_overcommit_milli=VCPU_RATIO * 1000)
 
 
 def demand_of(request: Mapping[str, Any]) -> Demand:

@@ -23,13 +23,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bare import IMAGE, bare_host
 from benchmarks.measure import describe_machine, keep_result, render
-from fleet.model.host import Accelerator, Capacity, Gpu, HostImage, HostRecord
-from fleet.model.ids import Digest, HostId
+from fleet.model.host import Capacity, Gpu, HostRecord
+from fleet.model.ids import HostId
 from fleet.model.sandbox import ImageRef, NetworkMode
 from scheduler.placement.cluster import Cluster
 from scheduler.placement.demand import DEVICE_MILLI, Demand, Shape, shape_of
@@ -39,7 +40,6 @@ FIRST_SEED = 42
 # What is asked for in the end, in % of all devices, and where figures are taken.
 LOAD_MAX = 130
 LOADS = (100, 130)
-IMAGE = HostImage("base:latest", Digest("sha256:" + "0" * 64))
 # Neither disk nor the number of sandboxes is in the trace: nobody lacks them.
 SLOTS = 1 << 20
 TABLES = {"allocated": "expected_analysis_allo_discrete.csv", "fragmented": "expected_analysis_frag_discrete.csv"}
@@ -92,21 +92,9 @@ def read_hosts(path: Path) -> list[HostView]:
 
 def _host(row: Mapping[str, str]) -> HostRecord:
     gpus = tuple(Gpu(f"{slot:02}", row["model"], 0, is_shareable=True) for slot in range(int(row["gpu"] or 0)))
-    return HostRecord(
-        host_id=HostId(row["sn"]),
-        address="",
-        # One vCPU, as many times over as the node has: a list may have parts of them.
-        capacity=Capacity(1, int(row["memory_mib"]), 1, SLOTS),
-        labels=(),
-        images=(IMAGE,),
-        accelerator=Accelerator.SIMULATED,
-        accelerator_reason="",
-        network_modes=(NetworkMode.NONE,),
-        version="",
-        registered_at_ms=0,
-        vcpu_overcommit_milli=int(row["cpu_milli"]),
-        gpus=gpus,
-    )
+    # One vCPU, as many times over as the node has: a list may have parts of them.
+    bare = bare_host(row["sn"], Capacity(1, int(row["memory_mib"]), 1, SLOTS))
+    return replace(bare, vcpu_overcommit_milli=int(row["cpu_milli"]), gpus=gpus)
 
 
 def read_tasks(path: Path) -> list[Demand]:

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bare import IMAGE, bare_host
 from benchmarks.measure import describe_machine, keep_result, render
-from fleet.model.host import Accelerator, Capacity, HostImage, HostRecord
-from fleet.model.ids import Digest, HostId
-from fleet.model.sandbox import ImageRef, NetworkMode
+from fleet.model.host import Capacity
+from fleet.model.sandbox import ImageRef
 from scheduler.placement.cluster import Cluster
 from scheduler.placement.demand import Demand
 from scheduler.placement.hosts import HostView
@@ -31,7 +31,7 @@ SOLVER_PYTHON = Path(".cache/optimum/bin/python")
 SOLVER = Path(__file__).parent / "bins.py"
 SEED = 7
 VCPUS, MEMORY_MIB, DISK_MIB = 32, 131_072, 1_048_576
-IMAGE = HostImage("base:latest", Digest("sha256:" + "0" * 64))
+ROOM = Capacity(VCPUS, MEMORY_MIB, DISK_MIB, 1000)
 # Beyond the solver's own limit: starting it.
 START_S = 60.0
 
@@ -103,7 +103,7 @@ def hosts_used(demands: Sequence[Demand]) -> int:
     """Hosts that carry something after all are placed, one after the other."""
     cluster = Cluster()
     for number in range(len(demands)):
-        cluster.upsert_host(HostView(_host(f"host-{number:04}")))
+        cluster.upsert_host(HostView(bare_host(f"host-{number:04}", ROOM)))
     used = set()
     for demand in demands:
         choice = cluster.choose(demand)
@@ -111,21 +111,6 @@ def hosts_used(demands: Sequence[Demand]) -> int:
         cluster.take(choice.host_id, choice.share)
         used.add(choice.host_id)
     return len(used)
-
-
-def _host(name: str) -> HostRecord:
-    return HostRecord(
-        host_id=HostId(name),
-        address="",
-        capacity=Capacity(VCPUS, MEMORY_MIB, DISK_MIB, 1000),
-        labels=(),
-        images=(IMAGE,),
-        accelerator=Accelerator.SIMULATED,
-        accelerator_reason="",
-        network_modes=(NetworkMode.NONE,),
-        version="",
-        registered_at_ms=0,
-    )
 
 
 def _solve(demands: Sequence[Demand], at_most: int, timeout_s: float) -> dict[str, Any]:

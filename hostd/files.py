@@ -1,5 +1,6 @@
 """Durable small files and folders: a write is whole or absent, also when the power fails in the middle."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,21 @@ def remove_durable(path: Path) -> None:
     with disk_faults(path):
         path.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock file `path`; one that is not there is held by nobody."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 class Reserve:

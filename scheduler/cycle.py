@@ -84,6 +84,10 @@ class Cycle:
                     is_outrun = not await self.look()
                 except BedplateError as error:
                     log.warning("cycle.failed", code=error.code, error=error.message)
+                except (
+                    Exception
+                ):  # The loop's rim: one value that nobody foresaw ends no scheduler, and is looked at again.
+                    log.exception("cycle.crashed")
                 await self._rest(changed, is_outrun=is_outrun)
         finally:
             self._submissions.close()

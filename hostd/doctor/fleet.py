@@ -3,8 +3,6 @@
 import asyncio
 import datetime
 import email.utils
-import fcntl
-import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from fleet.store.etcd import open_etcd
 from fleet.store.keyspace import LEADER
 from hostd.config import HostdConfig
 from hostd.doctor.finding import Finding, fail, ok, warn
+from hostd.files import is_held
 
 # Time to mend whatever keeps a certificate of a year from being renewed in its last third.
 DAYS_LEFT_MIN = 30
@@ -180,14 +179,4 @@ def _check_port(config: HostdConfig) -> Finding:
 
 def _is_hostd_running(state_dir: Path) -> bool:
     """Whether a hostd holds the state folder: it locks a file there for as long as it lives."""
-    try:
-        handle = os.open(state_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    return is_held(state_dir / "lock")

@@ -1,6 +1,5 @@
 """The real guard as a port: its file below run_dir, and the process that reads it, started where none is (hostd.guard)."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from fleet.errors import HostFaultError
+from hostd.files import is_held
 from hostd.guard import DEADLINE, FOLDER, LOCK, NO_DEADLINE_MS, read_boot_id, read_deadline, render_deadline
 
 log = structlog.get_logger()
@@ -55,7 +55,7 @@ class GuardProcess:
         if self._process is not None and self._process.poll() is None:
             return
         try:
-            if _is_held(self._folder / LOCK):
+            if is_held(self._folder / LOCK):
                 return
             self._process = self._start()
         except OSError as error:
@@ -72,14 +72,3 @@ class GuardProcess:
             return subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-
-
-def _is_held(path: Path) -> bool:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False

@@ -13,7 +13,7 @@ from bedplate.sandbox.v1 import explain_pb2_grpc
 from fleet.codec import to_message
 from fleet.gatekeeper import caller_of
 from fleet.identity import Role
-from fleet.model.explanation import ExcludedHosts, PlacementExplanation, RankedHost, ScoreTerm
+from fleet.model.explanation import PlacementExplanation
 from fleet.model.ids import NO_HOST, HostId
 from fleet.model.sandbox import SandboxRecord
 from fleet.store.port import Store
@@ -72,17 +72,12 @@ def _decided(snapshot: Snapshot, record: SandboxRecord) -> PlacementExplanation:
 
 
 def _with(told: PlacementExplanation, found: Explanation) -> PlacementExplanation:
-    ranking = tuple(
-        RankedHost(one.host_id, one.score, tuple(ScoreTerm(term.name, term.value) for term in one.terms))
-        for one in found.ranking[:HOSTS_SHOWN]
-    )
-    excluded = tuple(ExcludedHosts(one.code, one.hosts, one.host_ids, one.if_passed) for one in found.excluded)
     return replace(
         told,
         considered=found.considered,
         able=found.able,
-        ranking=ranking,
-        excluded=excluded,
+        ranking=found.ranking[:HOSTS_SHOWN],
+        excluded=found.excluded,
         reasons=found.reasons,
     )
 

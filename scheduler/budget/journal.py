@@ -19,6 +19,8 @@ from scheduler.placement.snapshot import Snapshot, accounts_of, amounts_of, set_
 BALANCES_MAX = 50
 HOUR_MS = 3_600_000
 GIB = 1024**3
+# Counters and sums stay here: a host that says more is not believed, and what is written can be read (292 million years in ms).
+COUNTER_MAX = 2**63 - 1
 
 Placed = tuple[SandboxId, int]
 
@@ -95,8 +97,8 @@ def charge(snapshot: Snapshot, books: Books, host_id: HostId) -> Iterator[Postin
 
 def due_of(used: Totals, charged: Totals, prices: Prices) -> Totals:
     """What is used and not charged, with its price; a counter that went back owes nothing until it is past what was charged."""
-    wall_ms, vcpu_ms = max(used.wall_ms, charged.wall_ms), max(used.vcpu_ms, charged.vcpu_ms)
-    gpu_ms, egress_bytes = max(used.gpu_ms, charged.gpu_ms), max(used.egress_bytes, charged.egress_bytes)
+    wall_ms, vcpu_ms = _top(used.wall_ms, charged.wall_ms), _top(used.vcpu_ms, charged.vcpu_ms)
+    gpu_ms, egress_bytes = _top(used.gpu_ms, charged.gpu_ms), _top(used.egress_bytes, charged.egress_bytes)
     top = Totals(wall_ms, vcpu_ms, gpu_ms, egress_bytes)
     # Of whole counters, so that nothing is lost to rounding however often they are charged.
     cost_micro = price_of(top, prices) - price_of(charged, prices)
@@ -105,8 +107,12 @@ def due_of(used: Totals, charged: Totals, prices: Prices) -> Totals:
         vcpu_ms - charged.vcpu_ms,
         gpu_ms - charged.gpu_ms,
         egress_bytes - charged.egress_bytes,
-        cost_micro,
+        min(cost_micro, COUNTER_MAX),
     )
+
+
+def _top(used: int, charged: int) -> int:
+    return max(min(used, COUNTER_MAX), charged)
 
 
 def price_of(used: Totals, prices: Prices) -> int:
@@ -133,13 +139,13 @@ def is_over(snapshot: Snapshot, account: Account) -> bool:
 
 
 def add_totals(one: Totals, other: Totals) -> Totals:
-    """Both together."""
+    """Both together, and no more than COUNTER_MAX of anything."""
     return Totals(
-        one.wall_ms + other.wall_ms,
-        one.vcpu_ms + other.vcpu_ms,
-        one.gpu_ms + other.gpu_ms,
-        one.egress_bytes + other.egress_bytes,
-        one.cost_micro + other.cost_micro,
+        min(one.wall_ms + other.wall_ms, COUNTER_MAX),
+        min(one.vcpu_ms + other.vcpu_ms, COUNTER_MAX),
+        min(one.gpu_ms + other.gpu_ms, COUNTER_MAX),
+        min(one.egress_bytes + other.egress_bytes, COUNTER_MAX),
+        min(one.cost_micro + other.cost_micro, COUNTER_MAX),
     )
 
 

@@ -19,7 +19,7 @@ from fleet.model.ids import HostId
 from fleet.model.sandbox import Label, NetworkMode
 from scheduler.placement.demand import DEVICE_MILLI, VCPU_MILLI
 from scheduler.placement.fragmentation import NO_DEVICES, DeviceKind, Values
-from scheduler.placement.hosts import HostView, Share, share_of_reservation
+from scheduler.placement.hosts import AMOUNT_MAX, HostView, Share, sellable_of, share_of_reservation, vcpu_milli_of
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -207,9 +207,9 @@ class Hosts:
 
     def _write(self, place: int, view: HostView) -> None:
         record, reserved = view.record, view.reserved or Reservation(view.record.host_id)
-        vcpu_milli = record.capacity.vcpus * record.vcpu_overcommit_milli * VCPU_MILLI // 1000
-        capacity, idle = record.capacity, min(len(record.gpus), DEVICES_MAX) * DEVICE_MILLI
-        whole = (vcpu_milli, capacity.memory_mib, capacity.disk_mib, idle, capacity.sandboxes)
+        vcpu_milli = vcpu_milli_of(record.capacity.vcpus, record.vcpu_overcommit_milli)
+        offers, idle = sellable_of(record), min(len(record.gpus), DEVICES_MAX) * DEVICE_MILLI
+        whole = (vcpu_milli, offers.memory_mib, offers.disk_mib, idle, offers.sandboxes)
         self.capacity[:, place] = whole
         self._write_free(place, reserved)
         self.per_unit[:, place] = [(WHOLE << SHARE_BITS) // max(1, amount) for amount in whole[:SLOTS]]
@@ -262,7 +262,7 @@ class Hosts:
         if len(nodes) < 2:
             return
         self.has_nodes = True
-        free = {one.node: [one.vcpus * overcommit * VCPU_MILLI // 1000, one.memory_mib] for one in nodes}
+        free = {one.node: [vcpu_milli_of(one.vcpus, overcommit), min(one.memory_mib, AMOUNT_MAX)] for one in nodes}
         for one in view.numa_used:
             if one.node in free:
                 free[one.node][0] -= one.vcpus * VCPU_MILLI

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleet.model.assignment import RefusalReason
-from fleet.model.ids import HostId
+from fleet.model.explanation import ExcludedHosts, RankedHost, ScoreTerm
 from scheduler.placement.columns import Ints
 from scheduler.placement.demand import Wish
 from scheduler.placement.neighbourhood import Neighbourhood
@@ -17,40 +17,13 @@ EXCLUDED_MAX = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
-    """One part of a score, weighted; they add up to it."""
-
-    name: str
-    value: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A host that can carry the sandbox; the highest score is the best."""
-
-    host_id: HostId
-    score: int
-    terms: tuple[Term, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Excluded:
-    """Hosts that one filter excludes, EXCLUDED_MAX of them by name; `if_passed` of them could carry it but for this filter."""
-
-    code: str
-    hosts: int
-    host_ids: tuple[HostId, ...]
-    if_passed: int
-
-
-@dataclass(frozen=True, slots=True)
 class Explanation:
     """What is behind a decision: `ranking` is empty where there is a refusal, and then `reasons` say why."""
 
     considered: int
     able: int
-    ranking: tuple[Ranked, ...]
-    excluded: tuple[Excluded, ...]
+    ranking: tuple[RankedHost, ...]
+    excluded: tuple[ExcludedHosts, ...]
     reasons: tuple[RefusalReason, ...]
 
 
@@ -68,23 +41,23 @@ def explain(row: Row, near: Neighbourhood, wish: Wish, hosts_max: int) -> Explan
     )
 
 
-def _rank(row: Row, near: Neighbourhood, wish: Wish, able: Ints, hosts_max: int) -> tuple[Ranked, ...]:
+def _rank(row: Row, near: Neighbourhood, wish: Wish, able: Ints, hosts_max: int) -> tuple[RankedHost, ...]:
     terms: dict[str, Ints] = {}
     row.evaluate(able, terms)
     scores = near.scores(row, wish, able, terms)
     ids = row.hosts.ids
     best = sorted(range(len(able)), key=lambda at: (-int(scores[at]), int(able[at])))[:hosts_max]
     return tuple(
-        Ranked(
+        RankedHost(
             ids[int(able[at])],
             int(scores[at]),
-            tuple(Term(name, int(values[at])) for name, values in sorted(terms.items()) if values.any()),
+            tuple(ScoreTerm(name, int(values[at])) for name, values in sorted(terms.items()) if values.any()),
         )
         for at in best
     )
 
 
-def _excluded(row: Row, wish: Wish, first: Ints) -> tuple[Excluded, ...]:
+def _excluded(row: Row, wish: Wish, first: Ints) -> tuple[ExcludedHosts, ...]:
     look = look_at(row, wish)
     passes = np.array([one.passes(look) for one in FILTERS])
     failed = (~passes).sum(axis=0)
@@ -94,5 +67,5 @@ def _excluded(row: Row, wish: Wish, first: Ints) -> tuple[Excluded, ...]:
         if len(places):
             only = int(((failed == 1) & ~passes[number]).sum())
             names = tuple(row.hosts.ids[place] for place in places[:EXCLUDED_MAX].tolist())
-            found.append(Excluded(one.code, len(places), names, only))
+            found.append(ExcludedHosts(one.code, len(places), names, only))
     return tuple(found)

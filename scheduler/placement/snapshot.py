@@ -25,6 +25,7 @@ from fleet.model.sandbox import (
 )
 from scheduler.budget.accounts import Account, is_kept, sandbox_account
 from scheduler.budget.balance import add_amounts, subtract_amounts, unbalanced
+from scheduler.placement.hosts import sellable_of
 
 # Why a sandbox has left a host, or ended with it: a code of reasons.
 HOST_LOST = "host_lost"
@@ -237,7 +238,7 @@ class Sums:
         nothing = Reservation(host_id)
         host = snapshot.hosts.get(host_id)
         _member(self.device_hosts, host_id, is_in=host is not None and bool(host.gpus))
-        sold = _sellable(host) if host is not None else Amounts()
+        sold = sellable_of(host) if host is not None else Amounts()
         self.capacity = _exchange(self.capacity, self._sold.get(host_id, Amounts()), sold)
         _keep(self._sold, host_id, sold, is_empty=host is None)
         said, true = snapshot.reservations.get(host_id, nothing), self.reserved_by_host.get(host_id, nothing)
@@ -364,12 +365,6 @@ def _merge(one: tuple[GpuShare, ...], other: tuple[GpuShare, ...], sign: int) ->
     for share in other:
         millis[share.device_id] = millis.get(share.device_id, 0) + sign * share.milli
     return tuple(GpuShare(device_id, milli) for device_id, milli in sorted(millis.items()) if milli)
-
-
-def _sellable(host: HostRecord) -> Amounts:
-    capacity = host.capacity
-    vcpus = capacity.vcpus * host.vcpu_overcommit_milli // 1000
-    return Amounts(vcpus, capacity.memory_mib, capacity.disk_mib, 1000 * len(host.gpus), capacity.sandboxes)
 
 
 def _exchange(total: Amounts, old: Amounts, new: Amounts) -> Amounts:

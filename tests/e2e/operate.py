@@ -25,6 +25,17 @@ PATIENCE_S = 240.0
 LOOK_S = 0.2
 
 
+# An agent that says a line four times a second, and all that it says.
+COUNT = 60
+COUNTER = f"""
+import time
+for number in range({COUNT}):
+    print("line", number, flush=True)
+    time.sleep(0.25)
+"""
+COUNTED = "".join(f"line {number}\n" for number in range(COUNT))
+
+
 @dataclass(frozen=True)
 class Done:
     """An `mb` that has ended."""

@@ -12,18 +12,9 @@ import pytest
 from fleet.model.sandbox import ENDED_PHASES
 from provisioning.embedded.fleet import EmbeddedFleet
 from provisioning.embedded.libvirt import LIBVIRT_URI
-from tests.e2e.operate import Tenant, wait_until
+from tests.e2e.operate import COUNTED, COUNTER, Tenant, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.timeout(900)]
-
-COUNT = 60
-COUNTER = f"""
-import time
-for number in range({COUNT}):
-    print("line", number, flush=True)
-    time.sleep(0.25)
-"""
-COUNTED = "".join(f"line {number}\n" for number in range(COUNT))
 
 
 def domain_state(sandbox_id: str) -> str:

@@ -26,19 +26,10 @@ from provisioning.embedded.fleet import EmbeddedFleet
 from provisioning.embedded.libvirt import LIBVIRT_URI
 from provisioning.embedded.pki import EMBEDDED_HOST, SECOND_HOST
 from provisioning.embedded.process import start_program
-from tests.e2e.operate import Done, Tenant, forget, wait_until
+from tests.e2e.operate import COUNTED, COUNTER, Done, Tenant, forget, wait_until
 from tests.e2e.relay import Relay
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.timeout(900)]
-
-COUNT = 60
-COUNTER = f"""
-import time
-for number in range({COUNT}):
-    print("line", number, flush=True)
-    time.sleep(0.25)
-"""
-COUNTED = "".join(f"line {number}\n" for number in range(COUNT))
 
 
 @pytest.fixture

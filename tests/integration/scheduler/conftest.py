@@ -9,12 +9,12 @@ import pytest
 
 from fleet.identity import Role
 from fleet.store.etcd import open_etcd
-from fleet.store.keyspace import EVENTS, ROOT
+from fleet.store.keyspace import EVENTS, LEADER, ROOT
 from fleet.store.memory import MemoryStore
-from fleet.store.port import Delete, Store
+from fleet.store.port import Delete, Put, Store, Unmoved
 from provisioning.embedded.etcd import LOOPBACK, free_ports, start_etcd
 from provisioning.embedded.pki import create_pki, tls_files
-from tests.integration.scheduler.parts import Fleet, ObedientHost
+from tests.integration.scheduler.parts import HANG_S, Decider, Fleet, ObedientHost, running
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +52,21 @@ async def store(request: pytest.FixtureRequest, pki: Path) -> AsyncIterator[Stor
                 await opened.transact([], [Delete(entry.key)])
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def fence(store: Store) -> Unmoved:
+    """The condition under which a scheduler leads."""
+    return Unmoved(LEADER, (await store.transact([], [Put(LEADER, b"one")])).revision)
+
+
+@pytest.fixture
+async def decider(store: Store, fence: Unmoved) -> AsyncIterator[Decider]:
+    """A scheduler that leads and follows the store; a test tells it when to look."""
+    made = Decider(store, fence)
+    async with running(made.mirror.run()):
+        await made.mirror.wait_for(fence.mod_revision, HANG_S)
+        yield made
 
 
 @pytest.fixture

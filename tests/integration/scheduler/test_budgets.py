@@ -1,19 +1,16 @@
 """Budgets on a store: the balance is the fence of a placement, meters are charged, and what is used up is stopped."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-
-import pytest
 
 from fleet.codec import decode, encode
 from fleet.model.budget import Balance, Budget, Meter, MeterEntry, Prices
 from fleet.model.ids import HostId
 from fleet.model.sandbox import Amounts, Goal, Limits, SandboxRecord, Totals
-from fleet.store.keyspace import LEADER, PRICES, balance_key, budget_key, meter_key, record_key
+from fleet.store.keyspace import PRICES, balance_key, budget_key, meter_key, record_key
 from fleet.store.port import Put, Store, Unmoved
 from scheduler.budget.accounts import sandbox_account
 from scheduler.commit import Committer, plan_changes
-from tests.integration.scheduler.parts import HANG_S, Decider, running
+from tests.integration.scheduler.parts import HANG_S, Decider
 from tests.integration.scheduler.test_cycle import assignments_in, look, put_all
 from tests.unit.scheduler.build import (
     DEMO,
@@ -31,21 +28,6 @@ from tests.unit.scheduler.build import (
 
 TEAM = Budget(DEMO, "team", "", Limits(Amounts(sandboxes=1)), "me", NOW_MS)
 ONE = HostId("one")
-
-
-@pytest.fixture
-async def fence(store: Store) -> Unmoved:
-    """The condition under which a scheduler leads."""
-    return Unmoved(LEADER, (await store.transact([], [Put(LEADER, b"one")])).revision)
-
-
-@pytest.fixture
-async def decider(store: Store, fence: Unmoved) -> AsyncIterator[Decider]:
-    """A scheduler that leads and follows the store; a test tells it when to look."""
-    made = Decider(store, fence)
-    async with running(made.mirror.run()):
-        await made.mirror.wait_for(fence.mod_revision, HANG_S)
-        yield made
 
 
 async def balance_of(store: Store, account: str) -> Balance | None:

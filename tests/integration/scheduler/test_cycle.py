@@ -1,7 +1,6 @@
 """The leader's loop on a store: what it writes, what it leaves alone, and what no race can make of it."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -33,6 +32,7 @@ from fleet.store.keyspace import (
 from fleet.store.memory import MemoryStore
 from fleet.store.port import TRANSACTION_OPS_MAX, Delete, Put, Store, Unmoved, Write
 from scheduler.commit import Committer, plan_changes
+from scheduler.cycle import Cycle
 from scheduler.placement.snapshot import add, share_of
 from tests.integration.scheduler.parts import HANG_S, Decider, running
 from tests.unit.scheduler.build import (
@@ -72,21 +72,6 @@ async def until_keys(store: Store, decider: Decider, prefix: str, count: int) ->
             if len((await store.list_prefix(prefix)).entries) == count:
                 return
             await changed.wait()
-
-
-@pytest.fixture
-async def fence(store: Store) -> Unmoved:
-    """The condition under which a scheduler leads."""
-    committed = await store.transact([], [Put(LEADER, b"one")])
-    return Unmoved(LEADER, committed.revision)
-
-
-@pytest.fixture
-async def decider(store: Store, fence: Unmoved) -> AsyncIterator[Decider]:
-    """A scheduler that follows the store; a test tells it when to look."""
-    made = Decider(store, fence)
-    async with running(made.mirror.run()):
-        yield made
 
 
 async def look(decider: Decider, revision: int) -> None:
@@ -184,6 +169,23 @@ async def test_a_lost_tombstone_lease_is_replaced(store: Store, decider: Decider
     async with running(decider.cycle.run()):
         await decider.mirror.wait_for(revision, HANG_S)
         await until_keys(store, decider, RECORDS, 0)
+
+
+async def test_what_nobody_foresaw_costs_one_look(store: Store, decider: Decider) -> None:
+    """An error that is none of ours ends no scheduler: the loop looks again, and places what waits."""
+    faults = iter([RuntimeError("a value that nobody foresaw")])
+
+    def fence() -> Unmoved:
+        for fault in faults:
+            raise fault
+        return decider.fence
+
+    revision = await put_all(store, [*host_puts(host()), *record_puts(record())])
+    await decider.mirror.wait_for(revision, HANG_S)
+    cycle = Cycle(store, decider.state, fence, lambda: NOW_MS, interval_s=0.2)
+    async with running(cycle.run()):
+        await until_keys(store, decider, ASSIGNMENTS, 1)
+    assert next(faults, None) is None
 
 
 async def test_reservations_are_repaired(store: Store, decider: Decider) -> None:

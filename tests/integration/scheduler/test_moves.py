@@ -1,7 +1,7 @@
 """The leader's loop and hosts that go away: what it writes, and what the host's return makes void."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from fleet.model.sandbox import Agent, Goal, Phase, Reason, Restart, SandboxReco
 from fleet.store.keyspace import (
     ASSIGNMENTS,
     HOSTS,
-    LEADER,
     alive_key,
     assignment_key,
     events_of,
@@ -37,20 +36,6 @@ from tests.unit.scheduler.build import DEMO, NOW_MS, host, host_puts, record, re
 ONE, TWO = host("one", is_fenced=True), host("two", is_fenced=True)
 WISH = record(spec=spec(agents=(Agent("worker", "custom", ("true",), restart=Restart.ALWAYS, memory_mib=256),)))
 BEGUN = (Stage(StageName.DOMAIN_STARTED, 1),)
-
-
-@pytest.fixture
-async def fence(store: Store) -> Unmoved:
-    """The condition under which a scheduler leads."""
-    return Unmoved(LEADER, (await store.transact([], [Put(LEADER, b"one")])).revision)
-
-
-@pytest.fixture
-async def decider(store: Store, fence: Unmoved) -> AsyncIterator[Decider]:
-    """A scheduler that follows the store; a test tells it when to look."""
-    made = Decider(store, fence)
-    async with running(made.mirror.run()):
-        yield made
 
 
 async def write(store: Store, decider: Decider, *writes: Write) -> None:

@@ -1,16 +1,12 @@
 """The leader's loop and the queue: groups that are written at once, and room that is made by ending what has a lower priority."""
 
-from collections.abc import AsyncIterator
-
-import pytest
-
 from fleet.codec import decode, encode
 from fleet.model.assignment import Assignment, Refusal
 from fleet.model.host import Capacity
 from fleet.model.sandbox import Agent, Goal, Phase, Placement, Resources, Restart, SandboxRecord, Stage, StageName
-from fleet.store.keyspace import ASSIGNMENTS, LEADER, record_key, refusal_key, status_key
-from fleet.store.port import Put, Store, Unmoved, Write
-from tests.integration.scheduler.parts import HANG_S, Decider, running
+from fleet.store.keyspace import ASSIGNMENTS, record_key, refusal_key, status_key
+from fleet.store.port import Put, Store, Write
+from tests.integration.scheduler.parts import HANG_S, Decider
 from tests.unit.scheduler.build import DEMO, host, host_puts, record, record_puts, spec, status
 
 CARRIER = host("one", capacity=Capacity(2, 8192, 16_384, 8))
@@ -22,15 +18,6 @@ def wish(number: int, priority: int = 0, group: str = "", group_size: int = 0) -
     placement = Placement(priority, group=group, group_size=group_size)
     wanted = spec(number, agents=(agent,), placement=placement, resources=Resources(1, 512, 1024))
     return record(number, spec=wanted)
-
-
-@pytest.fixture
-async def decider(store: Store) -> AsyncIterator[Decider]:
-    """A scheduler that leads and follows the store; a test tells it when to look."""
-    fence = Unmoved(LEADER, (await store.transact([], [Put(LEADER, b"one")])).revision)
-    made = Decider(store, fence)
-    async with running(made.mirror.run()):
-        yield made
 
 
 async def write(store: Store, decider: Decider, *writes: Write) -> None:

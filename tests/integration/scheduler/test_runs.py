@@ -167,12 +167,6 @@ async def only_order(store: Store) -> Assignment:
     return decode(Assignment, entry.value)
 
 
-@pytest.fixture
-async def fence(store: Store) -> Unmoved:
-    """The condition under which a scheduler leads."""
-    return Unmoved(LEADER, (await store.transact([], [Put(LEADER, b"one")])).revision)
-
-
 async def test_a_further_run_is_placed_once(store: Store, fence: Unmoved) -> None:
     """Two schedulers that decide on the same snapshot to run a sandbox again: one commits, the other writes nothing."""
     revision = (await store.transact([], stopped_puts())).revision

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from fleet.codec import decode, encode
 from fleet.model.budget import Balance, Budget, Charged, Meter, MeterEntry, Prices
 from fleet.model.host import Capacity
 from fleet.model.ids import HostId
@@ -12,7 +13,7 @@ from fleet.model.sandbox import Amounts, Goal, Limits, Phase, SandboxRecord, Sta
 from scheduler.budget.accounts import chain_of, sandbox_account
 from scheduler.budget.balance import BUDGET
 from scheduler.budget.forecast import Readings, find_exhaustion, left_s
-from scheduler.budget.journal import Books, charge, due_of
+from scheduler.budget.journal import COUNTER_MAX, Books, charge, due_of
 from scheduler.placement.snapshot import Snapshot
 from tests.unit.scheduler.build import (
     DEMO,
@@ -133,6 +134,20 @@ def test_a_meter_is_charged_once_to_all_accounts() -> None:
     assert not back.balances
     (further,) = charge(metered(base, Totals(1500, 1500), 4, back.charged), Books(base), ONE)
     assert {one.spent.wall_ms for one in further.balances} == {500}
+
+
+def test_a_meter_that_lies_is_charged_what_can_be_written() -> None:
+    """Counters up to the wire's end, of several sandboxes: the balance can be written and read, and is not charged again."""
+    most = Totals(2**64 - 1, 2**64 - 1, 2**64 - 1, 2**64 - 1)
+    entries = tuple(MeterEntry(sandbox_id(number), DEMO, 1, most, ("",)) for number in (1, 2))
+    base = snapshot(hosts=[WIDE], prices=Prices(vcpu_hour_micro=2**63 - 1))
+    seen = replace(base, meters={ONE: Meter(ONE, 1, NOW_MS, entries)})
+    (posting,) = charge(seen, Books(seen), ONE)
+    (balance,) = posting.balances
+    assert decode(Balance, encode(balance)).spent == Totals(*[COUNTER_MAX] * 5)
+    assert decode(Charged, encode(posting.charged)) == posting.charged
+    (again,) = charge(replace(seen, charged={ONE: posting.charged}), Books(seen), ONE)
+    assert not again.balances
 
 
 def test_rounding_loses_nothing() -> None:

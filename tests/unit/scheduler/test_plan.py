@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fleet.model.assignment import Assignment
-from fleet.model.host import UNTAGGED, Capacity, HostImage, HostRecord
+from fleet.model.host import UNTAGGED, Capacity, Gpu, HostImage, HostRecord, NumaNode
 from fleet.model.ids import Digest, HostId
 from fleet.model.sandbox import Goal, Phase, Resources, SandboxRecord, SandboxStatus
 from scheduler.placement.snapshot import Reservation, repairs, reserved
@@ -69,6 +69,22 @@ def test_the_best_fit_is_chosen_then_the_first_by_id() -> None:
     assert made.host_id == tight.host_id
     (made,) = planned(snapshot(records=[record()], hosts=[host("b"), host("a")]), NOW_MS).assignments
     assert made.host_id == "a"
+
+
+@pytest.mark.parametrize(
+    "boast",
+    [
+        {"capacity": Capacity(2**32 - 1, 2**64 - 1, 2**64 - 1, 2**32 - 1)},
+        {"capacity": Capacity(2**32 - 1, 1, 1, 1), "vcpu_overcommit_milli": 2**32 - 1},
+        {"numa_nodes": (NumaNode(0, 2**32 - 1, 2**64 - 1), NumaNode(1, 1, 2**64 - 1))},
+        {"gpus": (Gpu("0", "boast", 2**64 - 1, 2**31 - 1, "s", True),)},
+    ],
+)
+def test_what_a_host_boasts_of_stops_no_plan(boast: dict[str, Any]) -> None:
+    """A host under an attacker's hand may register any number that the wire carries: sandboxes are placed all the same."""
+    hosts = [host("boaster", **boast), host("honest")]
+    wishes = [record(number) for number in range(3)]
+    assert len(planned(snapshot(records=wishes, hosts=hosts), NOW_MS).assignments) == 3
 
 
 def test_what_is_not_pending_is_left_alone() -> None:
