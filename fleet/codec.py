@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from bedplate.host.v1 import account_pb2, budget_pb2, cycle_pb2, enrolment_pb2, host_pb2, progress_pb2, scheduler_pb2
-from bedplate.sandbox.v1 import event_pb2, explain_pb2, sandbox_pb2, service_pb2
+from bedplate.sandbox.v1 import event_pb2, explain_pb2, network_pb2, sandbox_pb2, service_pb2
 from fleet.errors import InvalidSpecError
 
 T = TypeVar("T")
@@ -30,6 +30,7 @@ _MODULES = (
     host_pb2,
     progress_pb2,
     event_pb2,
+    network_pb2,
     service_pb2,
     enrolment_pb2,
     budget_pb2,

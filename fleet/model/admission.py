@@ -209,6 +209,13 @@ def _check_network(spec: SandboxSpec) -> Iterator[FieldRefusal]:
     if network.forwards:
         message = "no host can lead one of its ports into a guest yet"
         yield _unbuilt("network.forwards", message, "leave it empty: nothing reaches the sandbox")
+    for field in ("rules", "bandwidth_mbit", "connections_max", "egress_bytes_max"):
+        if getattr(network, field):
+            yield _unbuilt(
+                f"network.{field}", "no host can hold a guest to it yet", "leave it out: nothing leaves the sandbox"
+            )
+    if spec.routes:
+        yield _unbuilt("routes", "no host can put a secret in on the way yet", "leave it empty")
 
 
 def _check_sources(sources: tuple[Source, ...]) -> Iterator[FieldRefusal]:

@@ -90,12 +90,45 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
+class HttpRule:
+    """What may be asked of one allowed host; of several rules for a host one must fit. None of a list: any.
+
+    A path is exact, or a prefix that ends with `*`. The host's TLS ends at the gateway: else nobody could see what is asked.
+    """
+
+    host: str
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
-    """The network a sandbox asks for."""
+    """The network a sandbox asks for; its limits are none at 0. fleet.model.egress reads `egress_allow`."""
 
     mode: NetworkMode = NetworkMode.CLOSED
     egress_allow: tuple[str, ...] = ()
     forwards: tuple[Forward, ...] = ()
+    rules: tuple[HttpRule, ...] = ()
+    bandwidth_mbit: int = 0
+    connections_max: int = 0
+    egress_bytes_max: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialRoute:
+    """A secret that the gateway puts in on the way to `hosts` ("name" or "name:port"): the guest has a placeholder for it.
+
+    The placeholder is in the guest's variable `name`, begins with `prefix`, and is replaced in these headers and query
+    parameters of requests to these paths (as HttpRule's; none: any), and nowhere else. `secret` is the tenant's, in the store.
+    """
+
+    name: str
+    secret: str
+    hosts: tuple[str, ...]
+    paths: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+    query: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +251,7 @@ class SandboxSpec:
     parent: SandboxId = NO_SANDBOX
     budget: str = ""
     limits: Limits = Limits()
+    routes: tuple[CredentialRoute, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,25 +234,126 @@ class Network(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     EGRESS_ALLOW_FIELD_NUMBER: _builtins.int
     FORWARDS_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_MBIT_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_MAX_FIELD_NUMBER: _builtins.int
+    EGRESS_BYTES_MAX_FIELD_NUMBER: _builtins.int
     mode: Global___NetworkMode.ValueType
+    bandwidth_mbit: _builtins.int
+    """0: no limit"""
+    connections_max: _builtins.int
+    """at once; 0: as the host allows"""
+    egress_bytes_max: _builtins.int
+    """over the sandbox's life; 0: no limit"""
     @_builtins.property
     def egress_allow(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def forwards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Forward]: ...
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___HttpRule]: ...
     def __init__(
         self,
         *,
         mode: Global___NetworkMode.ValueType = ...,
         egress_allow: _abc.Iterable[_builtins.str] | None = ...,
         forwards: _abc.Iterable[Global___Forward] | None = ...,
+        rules: _abc.Iterable[Global___HttpRule] | None = ...,
+        bandwidth_mbit: _builtins.int = ...,
+        connections_max: _builtins.int = ...,
+        egress_bytes_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["egress_allow", b"egress_allow", "forwards", b"forwards", "mode", b"mode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mbit", b"bandwidth_mbit", "connections_max", b"connections_max", "egress_allow", b"egress_allow", "egress_bytes_max", b"egress_bytes_max", "forwards", b"forwards", "mode", b"mode", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Network: _TypeAlias = Network  # noqa: Y015
+
+@_typing.final
+class HttpRule(_message.Message):
+    """What may be asked of one allowed host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """none: any"""
+
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """exact, or a prefix that ends with *; none: any"""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "methods", b"methods", "paths", b"paths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HttpRule: _TypeAlias = HttpRule  # noqa: Y015
+
+@_typing.final
+class CredentialRoute(_message.Message):
+    """A secret that the gateway puts in for a placeholder, on the way to these hosts only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """the guest's variable that holds the placeholder"""
+    secret: _builtins.str
+    """the tenant's, in the store"""
+    prefix: _builtins.str
+    """the placeholder begins with it"""
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"name" or "name:port" """
+
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as a rule's; none: any"""
+
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """where it may be replaced"""
+
+    @_builtins.property
+    def query(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        secret: _builtins.str = ...,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
+        headers: _abc.Iterable[_builtins.str] | None = ...,
+        query: _abc.Iterable[_builtins.str] | None = ...,
+        prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "hosts", b"hosts", "name", b"name", "paths", b"paths", "prefix", b"prefix", "query", b"query", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CredentialRoute: _TypeAlias = CredentialRoute  # noqa: Y015
 
 @_typing.final
 class ImageRef(_message.Message):
@@ -567,6 +668,7 @@ class SandboxSpec(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     parent: _builtins.str
     """the sandbox that started this one; empty: none"""
@@ -594,6 +696,8 @@ class SandboxSpec(_message.Message):
     def placement(self) -> Global___Placement: ...
     @_builtins.property
     def limits(self) -> Global___Limits: ...
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CredentialRoute]: ...
     def __init__(
         self,
         *,
@@ -609,10 +713,11 @@ class SandboxSpec(_message.Message):
         parent: _builtins.str = ...,
         budget: _builtins.str = ...,
         limits: Global___Limits | None = ...,
+        routes: _abc.Iterable[Global___CredentialRoute] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "limits", b"limits", "network", b"network", "placement", b"placement", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "budget", b"budget", "image", b"image", "limits", b"limits", "name", b"name", "network", b"network", "parent", b"parent", "placement", b"placement", "require_labels", b"require_labels", "resources", b"resources", "secrets", b"secrets", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "budget", b"budget", "image", b"image", "limits", b"limits", "name", b"name", "network", b"network", "parent", b"parent", "placement", b"placement", "require_labels", b"require_labels", "resources", b"resources", "routes", b"routes", "secrets", b"secrets", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
