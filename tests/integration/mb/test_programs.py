@@ -123,7 +123,8 @@ async def test_a_terminal_passes_keys_and_ctrl_c(line: Mb) -> None:
     await terminal.shows(b"24 80")
     await terminal.shows(b"/dev/pts/")
     await terminal.shows(b"xterm")
-    terminal.type(b"echo slee''ping; sleep 1000\r")
+    # The program says it, not the shell: between the shell's word and the program's start, Ctrl-C is the shell's own.
+    terminal.type(b"sh -c \"echo slee''ping; exec sleep 1000\"\r")
     await terminal.shows(b"sleeping")
     terminal.type(b"\x03")
     terminal.type(b"echo code $?; exit 9\r")

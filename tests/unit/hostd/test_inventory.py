@@ -52,11 +52,13 @@ def test_a_promise_that_cannot_be_kept_is_refused(tmp_path: Path, name: str) -> 
 
 def test_scratch_disks_count_as_free(tmp_path: Path) -> None:
     """What sandboxes have written already is theirs by reservation: counting it twice would shrink a busy host."""
-    written_mib = 32
+    written_mib = 1024
     before = read_capacity(CapacitySettings(), tmp_path, tmp_path / "none")
-    (tmp_path / "a.raw").write_bytes(os.urandom(written_mib * 1024**2))
-    os.sync()
+    scratch = tmp_path / "a.raw"
+    with scratch.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, written_mib * 1024**2)
     after = read_capacity(CapacitySettings(), tmp_path, tmp_path)
+    scratch.unlink()
     # Others write to the same disk meanwhile.
     assert abs(after.disk_mib - before.disk_mib) < written_mib * 0.9
 
