@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fleet.model.ids import is_digest, is_dns_label, is_sandbox_id
+from fleet.model.policy import policy_faults
 from fleet.model.sandbox import Affinity, Agent, Label, NetworkMode, Restart, SandboxSpec, Source
 
 # Bounds of one sandbox. A q35 machine numbers its CPUs with APIC ids of 8 bits, for want of an emulated IOMMU. The largest hosts
@@ -200,6 +201,8 @@ def _check_labels(field: str, labels: tuple[Label, ...]) -> Iterator[FieldRefusa
 
 def _check_network(spec: SandboxSpec) -> Iterator[FieldRefusal]:
     network = spec.network
+    for field, fault in policy_faults(network, spec.routes):
+        yield _wrong(field, fault.message, fault.next_step)
     if network.mode in _UNBUILT_MODES:
         next_step = "use closed (a device from which nothing passes) or none"
         yield _unbuilt("network.mode", _UNBUILT_MODES[network.mode], next_step)

@@ -7,7 +7,7 @@ from fleet.model.ids import SandboxId, Tenant
 
 
 class NetworkEventKind(StrEnum):
-    """What was seen: a question of a name, a connection, a request in one, frames that the kernel dropped, a change, a secret's use."""
+    """What was seen: a question for a name, a connection, a request in one, dropped frames, a change, a secret's use."""
 
     DNS = "dns"
     CONNECTION = "connection"
