@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime
-from collections.abc import Coroutine, Set
+from collections.abc import Coroutine, Mapping, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import structlog
 from bedplate.content.v1 import content_pb2_grpc
 from bedplate.sandbox.v1 import event_pb2_grpc, service_pb2_grpc
 from fleet.errors import BedplateError
+from fleet.model.assignment import Assignment
 from fleet.model.host import Accelerator, HostImage, HostRecord
 from fleet.model.ids import Digest, HostId, SandboxId
 from fleet.model.sandbox import Goal, NetworkMode
@@ -46,10 +47,13 @@ from hostd.registration import Registration
 from hostd.renewal import Renewal
 from hostd.room import Room
 from hostd.sourcing import LocalSources, Sourcing
+from hostd.traffic import Traffic
 
 # What the record says is looked at again this often: images come and go, disks fill.
 REFRESH_INTERVAL_S = 30.0
 RETRY_S = 2.0
+# One listing of the packet filter: some 50 ms with 200 sandboxes. As late as this a denial is told.
+DROPS_INTERVAL_S = 5.0
 SCRATCH_DIR = "scratch"
 
 log = structlog.get_logger()
@@ -127,7 +131,8 @@ class _Daemon:
             may_begin=self._may_begin,
         )
         place = Place(config.run_dir, config.log_dir, prefix, parts.accelerator)
-        applier = Applier(parts.drivers, parts.orders, sessions, place, now_ms)
+        self._traffic = Traffic(lambda sandbox_id: parts.orders.artifact_path(sandbox_id).parent, now_ms)
+        applier = Applier(parts.drivers, parts.orders, sessions, place, now_ms, on_port_removed=self._note_last_drops)
         self._reconciler = Reconciler(parts.orders, parts.drivers, applier, sessions, now_ms, bridge=interface)
         self._publisher = Publisher(host_id, parts.store, parts.orders, self._reconciler, parts.accelerator)
         self._publisher.on_told(self._on_told)
@@ -177,6 +182,7 @@ class _Daemon:
             follow_revocations(self._parts.store, self.revocations),
             self._renewal.run(),
             self._refresh(address),
+            self._watch_drops(),
             *([self._fence.run(), self._intake.settle(self._fence.orders_read)] if self._fence else ()),
         ]
 
@@ -242,6 +248,26 @@ class _Daemon:
     def _tell(self) -> None:
         self._changes.nudge()
         self._publisher.nudge()
+
+    async def _watch_drops(self) -> None:
+        orders = self._parts.orders.orders
+        while True:
+            await asyncio.sleep(DROPS_INTERVAL_S)
+            try:
+                drops = await self._parts.drivers.network.list_drops()
+                for sandbox_id, counted in drops.items():
+                    if sandbox_id in orders:
+                        self._traffic.note_drops(orders[sandbox_id], counted)
+            except BedplateError as error:
+                log.warning("traffic.unnoted", code=error.code, error=error.message)
+            self._traffic.forget(orders.__contains__)
+
+    def _note_last_drops(self, order: Assignment, drops: Mapping[str, int]) -> None:
+        try:
+            self._traffic.note_drops(order, drops, is_last=True)
+        except BedplateError as error:
+            # Evidence is lost and said to be; the sandbox ends all the same.
+            log.error("traffic.unnoted", sandbox_id=order.sandbox_id, code=error.code, error=error.message)
 
     async def _tell_sources(self) -> None:
         while True:

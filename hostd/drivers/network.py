@@ -113,20 +113,22 @@ class LinuxNetwork:
             async with _netlink("tap_failed", port.tap) as netlink:
                 await self._ensure_tap(netlink, bridge, port)
 
-    async def remove_port(self, sandbox_id: SandboxId) -> None:
+    async def remove_port(self, sandbox_id: SandboxId) -> Mapping[str, int]:
         """The tap, its neighbour, then the rules; raises HostFaultError `tap_failed` or `rules_failed`."""
         async with self._lock:
-            listing = await _list_rules()
-            neighbours = ruleset.list_neighbours(listing)
-            neighbours.pop(sandbox_id, None)
             async with _netlink("tap_failed", tap_name(sandbox_id)) as netlink:
                 tap = await _find_link(netlink, tap_name(sandbox_id))
                 bridge = await _find_link(netlink, self._settings.bridge)
                 if tap is not None:
                     await netlink.link("del", index=tap.index)
+                # Only now: no frame comes any more, and what was counted is all.
+                listing = await _list_rules()
+                neighbours = ruleset.list_neighbours(listing)
+                neighbours.pop(sandbox_id, None)
                 if bridge is not None:
                     await _set_neighbours(netlink, bridge, neighbours.values())
             await _apply(ruleset.plan_sandbox_removal(listing, sandbox_id))
+            return ruleset.count_drops(listing, sandbox_id)
 
     async def remove_bridge(self) -> None:
         """Every tap, the bridge, then all rules; raises HostFaultError `bridge_failed` or `rules_failed`."""
@@ -140,9 +142,9 @@ class LinuxNetwork:
                     await netlink.link("del", index=link.index)
             await _apply(ruleset.plan_removal())
 
-    async def count_drops(self, sandbox_id: SandboxId) -> Mapping[str, int]:
-        """Frames of a sandbox that were dropped, by cause; empty when it has no rules."""
-        return ruleset.count_drops(await _list_rules(), sandbox_id)
+    async def list_drops(self) -> Mapping[SandboxId, Mapping[str, int]]:
+        """What every sandbox's rules have dropped, from one listing; raises HostFaultError `rules_failed`."""
+        return ruleset.list_drops(await _list_rules())
 
     async def _ensure_bridge(self, netlink: Any) -> _Link:
         name, address = self._settings.bridge, self._settings.address

@@ -83,8 +83,11 @@ class Network(Protocol):
     async def ensure_port(self, port: Port) -> None:
         """Rules first, then the tap: at no moment may a frame pass that the rules forbid."""
 
-    async def remove_port(self, sandbox_id: SandboxId) -> None:
-        """Tap first, then the rules."""
+    async def list_drops(self) -> Mapping[SandboxId, Mapping[str, int]]:
+        """By sandbox and cause the frames that its rules have dropped since they were made."""
+
+    async def remove_port(self, sandbox_id: SandboxId) -> Mapping[str, int]:
+        """Tap first, then the rules; what these have dropped to the end, by cause."""
 
     async def remove_bridge(self) -> None:
         """Take the bridge and all rules away; for the end of an embedded host."""

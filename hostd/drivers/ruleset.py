@@ -156,6 +156,12 @@ def count_drops(listing: Listing, sandbox_id: SandboxId) -> dict[str, int]:
     return {rule.comment: rule.packets for rule in chain.rules} if chain else {}
 
 
+def list_drops(listing: Listing) -> dict[SandboxId, dict[str, int]]:
+    """What count_drops tells of each sandbox that has a chain."""
+    found = (_sandbox_of(name) for family, name in listing.chains if family == BRIDGE)
+    return {sandbox_id: count_drops(listing, sandbox_id) for sandbox_id in found if sandbox_id}
+
+
 def list_neighbours(listing: Listing) -> dict[SandboxId, tuple[IPv4Address, str]]:
     """By sandbox the one address and MAC that its chain lets frames come from, where the chain says both."""
     found = {}

@@ -49,6 +49,7 @@ class SimulatedNetwork:
         self._faults = faults or PlannedFaults()
         self._taps: set[SandboxId] = set()
         self._ports: dict[SandboxId, Port] = {}
+        self._drops: dict[SandboxId, dict[str, int]] = {}
         self.has_bridge = False
 
     async def ensure_bridge(self) -> None:
@@ -67,12 +68,22 @@ class SimulatedNetwork:
         self._faults.strike("tap", port.sandbox_id)
         self._taps.add(port.sandbox_id)
 
-    async def remove_port(self, sandbox_id: SandboxId) -> None:
+    def drop(self, sandbox_id: SandboxId, cause: str) -> None:
+        """One more frame of a sandbox that has rules is dropped."""
+        counts = self._drops.setdefault(sandbox_id, {}) if sandbox_id in self._ports else {}
+        counts[cause] = counts.get(cause, 0) + 1
+
+    async def list_drops(self) -> Mapping[SandboxId, Mapping[str, int]]:
+        """What was dropped so far."""
+        return {sandbox_id: dict(self._drops.get(sandbox_id, {})) for sandbox_id in self._ports}
+
+    async def remove_port(self, sandbox_id: SandboxId) -> Mapping[str, int]:
         """The tap, then the rules; a fault between them leaves the rules."""
         self._faults.strike("tap", sandbox_id)
         self._taps.discard(sandbox_id)
         self._faults.strike("rules", sandbox_id)
         self._ports.pop(sandbox_id, None)
+        return self._drops.pop(sandbox_id, {})
 
     async def remove_bridge(self) -> None:
         """Nothing is left."""

@@ -2,7 +2,7 @@
 
 import shutil
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -68,8 +68,16 @@ class Applier:
     """Runs the actions of one sandbox in order. Every step may be cut short anywhere and run again."""
 
     def __init__(
-        self, drivers: Drivers, orders: Orders, sessions: Sessions, place: Place, now_ms: Callable[[], int]
+        self,
+        drivers: Drivers,
+        orders: Orders,
+        sessions: Sessions,
+        place: Place,
+        now_ms: Callable[[], int],
+        *,
+        on_port_removed: Callable[[Assignment, Mapping[str, int]], None] = lambda _order, _drops: None,
     ) -> None:
+        self._on_port_removed = on_port_removed
         self._drivers = drivers
         self._orders = orders
         self._sessions = sessions
@@ -150,7 +158,10 @@ class Applier:
         self.link_path(action.sandbox_id).unlink(missing_ok=True)
 
     async def _remove_port(self, action: Action) -> None:
-        await self._drivers.network.remove_port(action.sandbox_id)
+        drops = await self._drivers.network.remove_port(action.sandbox_id)
+        order = self._orders.orders.get(action.sandbox_id)
+        if order is not None:
+            self._on_port_removed(order, drops)
 
     async def _remove_scratch(self, action: Action) -> None:
         await self._drivers.disks.remove_scratch(action.sandbox_id)

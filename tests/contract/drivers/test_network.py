@@ -74,6 +74,18 @@ async def test_workers_may_come_at_once(network: Network) -> None:
     assert await network.observe() == ports(B, C)
 
 
+async def test_drops_are_counted_for_each_port(network: Network) -> None:
+    """Each port has its counts, of 0 at first; one that is removed says its last ones, and again there are none to say."""
+    await network.ensure_port(A)
+    await network.ensure_port(B)
+    drops = await network.list_drops()
+    assert set(drops) == {A.sandbox_id, B.sandbox_id}
+    assert not any(packets for counted in drops.values() for packets in counted.values())
+    assert not any((await network.remove_port(A.sandbox_id)).values())
+    assert await network.remove_port(A.sandbox_id) == {}
+    assert set(await network.list_drops()) == {B.sandbox_id}
+
+
 async def test_a_removed_port_can_come_back(network: Network) -> None:
     """An id and an address can be used again."""
     await network.ensure_port(A)

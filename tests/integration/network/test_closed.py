@@ -182,10 +182,10 @@ async def test_a_frame_goes_nowhere_and_is_counted_once(
     """Whatever a guest sends, neither the host nor another sandbox receives it, and exactly its cause is counted."""
     frame, cause = FRAMES[kind]
     guests[0].send(frame)
-    drops = await network.count_drops(PORT_A.sandbox_id)
+    drops = (await network.list_drops())[PORT_A.sandbox_id]
     assert {name: packets for name, packets in drops.items() if packets} == {cause: 1}
     assert (guests[1].received(), host.received()) == ([], [])
-    assert not any((await network.count_drops(PORT_B.sandbox_id)).values())
+    assert not any((await network.list_drops())[PORT_B.sandbox_id].values())
 
 
 async def test_the_listeners_would_notice(guests: tuple[Guest, Guest], host: Host) -> None:
@@ -219,7 +219,7 @@ async def test_link_local_frames_do_not_go_around(
         with pytest.raises(BlockingIOError):
             stack.recv(4096)
     # The bridge itself drops :01 (pause frames) and keeps :02 (LACP).
-    assert (await network.count_drops(PORT_A.sandbox_id))["closed"] == 14 * 2
+    assert (await network.list_drops())[PORT_A.sandbox_id]["closed"] == 14 * 2
     assert base_drops() == {"bridge/input/to_host": 2}
 
 
