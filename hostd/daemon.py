@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import structlog
 
 from bedplate.content.v1 import content_pb2_grpc
-from bedplate.sandbox.v1 import event_pb2_grpc, service_pb2_grpc
+from bedplate.sandbox.v1 import event_pb2_grpc, network_pb2_grpc, service_pb2_grpc
 from fleet.errors import BedplateError
 from fleet.model.assignment import Assignment
 from fleet.model.host import Accelerator, HostImage, HostRecord
@@ -26,6 +26,7 @@ from hostd.api.changes import Changes
 from hostd.api.content import ContentService, SourcesHeld
 from hostd.api.events import EventService
 from hostd.api.exec import ExecService
+from hostd.api.network import NetworkService
 from hostd.api.output import OutputService
 from hostd.api.permissions import PERMISSIONS
 from hostd.api.secrets import SecretService
@@ -131,7 +132,8 @@ class _Daemon:
             may_begin=self._may_begin,
         )
         place = Place(config.run_dir, config.log_dir, prefix, parts.accelerator)
-        self._traffic = Traffic(lambda sandbox_id: parts.orders.artifact_path(sandbox_id).parent, now_ms)
+        self._traffic = traffic = Traffic(lambda sandbox_id: parts.orders.artifact_path(sandbox_id).parent, now_ms)
+        traffic.on_append(self._changes.nudge)
         applier = Applier(parts.drivers, parts.orders, sessions, place, now_ms, on_port_removed=self._note_last_drops)
         self._reconciler = Reconciler(parts.orders, parts.drivers, applier, sessions, now_ms, bridge=interface)
         self._publisher = Publisher(host_id, parts.store, parts.orders, self._reconciler, parts.accelerator)
@@ -168,6 +170,9 @@ class _Daemon:
         )
         service_pb2_grpc.add_UsageServiceServicer_to_server(usage, server)
         event_pb2_grpc.add_EventServiceServicer_to_server(EventService(parts.orders.journal), server)
+        network_pb2_grpc.add_NetworkServiceServicer_to_server(
+            NetworkService(parts.orders, self._traffic, self._changes), server
+        )
 
     def parts(self, record: HostRecord, address: str) -> list[Coroutine[Any, Any, None]]:
         """Everything that runs for as long as hostd does."""

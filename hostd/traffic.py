@@ -82,6 +82,10 @@ class Traffic:
             for listener in self._listeners:
                 listener()
 
+    def newest(self, sandbox_id: SandboxId) -> int:
+        """The number of a sandbox's last event; 0 when it has none."""
+        return self._book(sandbox_id).seq
+
     def read(self, sandbox_id: SandboxId, after_seq: int = 0) -> list[NetworkEvent]:
         """The events that are kept, past a number, in their order; at most the two files. Blocks on the disk."""
         path = self._folder(sandbox_id) / NAME

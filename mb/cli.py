@@ -31,6 +31,7 @@ _VERBS = {
     "diff": ("mb.commands.diff", "Show what a sandbox changed."),
     "get": ("mb.commands.get", "Write what a sandbox changed into a folder."),
     "events": ("mb.commands.events", "Show what happened, when and why."),
+    "network": ("mb.commands.network", "What sandboxes reach."),
     "top": ("mb.commands.top", "Show what running sandboxes use."),
     "wait": ("mb.commands.wait", "Wait for a sandbox's end."),
     "stop": ("mb.commands.stop", "End a sandbox's VM, keep its disk."),

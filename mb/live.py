@@ -16,11 +16,14 @@ from bedplate.sandbox.v1 import (
     event_pb2_grpc,
     explain_pb2,
     explain_pb2_grpc,
+    network_pb2,
+    network_pb2_grpc,
     sandbox_pb2,
     service_pb2,
     service_pb2_grpc,
 )
 from fleet.codec import from_message
+from fleet.model.egress import NetworkEvent
 from fleet.model.event import Event
 from fleet.model.explanation import PlacementExplanation
 from fleet.model.ids import NO_DIGEST, Digest
@@ -73,6 +76,7 @@ class LiveCalls:
         self._secrets: Any = service_pb2_grpc.SecretServiceStub(channel)
         self._usages: Any = service_pb2_grpc.UsageServiceStub(channel)
         self._explains: Any = explain_pb2_grpc.ExplainServiceStub(channel)
+        self._network: Any = network_pb2_grpc.NetworkServiceStub(channel)
         self._events: Any = event_pb2_grpc.EventServiceStub(channel)
 
     async def read_output(self, name: str, agent: str, wanted: OutputRange, *, follow: bool) -> AsyncIterator[Chunk]:
@@ -119,6 +123,17 @@ class LiveCalls:
         with translated(self._peer):
             async for reply in self._events.ReadEvents(request, timeout=STREAM_TIMEOUT_S):
                 yield from_message(Event, reply)
+
+    async def read_network(
+        self, name: str, since_ms: int, *, follow: bool, denied: bool
+    ) -> AsyncIterator[NetworkEvent]:
+        """What left a sandbox or was denied; with `denied` only that, with `follow` later ones too."""
+        request = network_pb2.ReadNetworkRequest(
+            sandbox=name, tenant=self._tenant, since_ms=since_ms, follow=follow, denied=denied
+        )
+        with translated(self._peer):
+            async for reply in self._network.ReadNetwork(request, timeout=STREAM_TIMEOUT_S):
+                yield from_message(NetworkEvent, reply)
 
     async def send_secrets(self, name: str, values: Mapping[str, bytes]) -> None:
         """Hands values over for the names in a sandbox's spec."""

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from fleet.errors import BedplateError, UnavailableError
 from fleet.model.assignment import Sandbox
+from fleet.model.egress import NetworkEvent
 from fleet.model.event import Event
 from mb.client import Client
 from mb.live import Chunk, OutputRange
@@ -19,6 +21,7 @@ TOLD_MAX = 30_000
 # How far the clocks of those who record events may be apart: what is a little older may still be news.
 CLOCKS_MS = 60_000
 
+E = TypeVar("E", Event, NetworkEvent)
 Notify = Callable[[str], None]
 Pause = Callable[[float], Awaitable[None]]
 
@@ -99,17 +102,43 @@ async def read_events(
     client: Client, name: str, since_ms: int, *, follow: bool, notify: Notify
 ) -> AsyncIterator[Event]:
     """Events since a moment, each once, through broken connections; with `follow` until the one sandbox `name` is removed."""
+    wanted = name
+
+    def open_stream(since_ms: int) -> AsyncIterator[Event]:
+        return client.live.read_events(wanted, since_ms, follow=follow)
+
+    async for event in _each_once(open_stream, since_ms, is_endless=follow and not name, notify=notify):
+        # Its name may be another's when the stream is opened again; its id never is.
+        wanted = event.sandbox_id if name else ""
+        yield event
+
+
+async def read_network(
+    client: Client, name: str, since_ms: int, *, follow: bool, denied: bool, notify: Notify
+) -> AsyncIterator[NetworkEvent]:
+    """A sandbox's network log since a moment, each event once, through broken connections; with `follow` until it is removed."""
+    wanted = name
+
+    def open_stream(since_ms: int) -> AsyncIterator[NetworkEvent]:
+        return client.live.read_network(wanted, since_ms, follow=follow, denied=denied)
+
+    async for event in _each_once(open_stream, since_ms, is_endless=False, notify=notify):
+        wanted = event.sandbox_id
+        yield event
+
+
+async def _each_once(
+    open_stream: Callable[[int], AsyncIterator[E]], since_ms: int, *, is_endless: bool, notify: Notify
+) -> AsyncIterator[E]:
+    """What streams tell that are opened one after the other, from a little before the newest on; the oldest comes first."""
     reconnects = Reconnects(notify)
-    # What was told is sent again by a stream that is opened again; the oldest comes first, here as there.
-    told: dict[tuple[str, int], None] = {}
-    wanted, newest_ms = name, 0
+    told: dict[tuple[object, ...], None] = {}
+    newest_ms = 0
     while True:
         try:
-            async for event in client.live.read_events(wanted, max(since_ms, newest_ms - CLOCKS_MS), follow=follow):
+            async for event in open_stream(max(since_ms, newest_ms - CLOCKS_MS)):
                 reconnects.succeed()
-                # Its name may be another's when the stream is opened again; its id never is.
-                wanted = event.sandbox_id if name else ""
-                identity = (event.origin, event.seq)
+                identity = _identity(event)
                 if identity in told:
                     continue
                 newest_ms = max(newest_ms, event.at_ms)
@@ -117,11 +146,18 @@ async def read_events(
                 if len(told) > TOLD_MAX:
                     del told[next(iter(told))]
                 yield event
-            if name or not follow:
+            if not is_endless:
                 return
             raise UnavailableError("events_cut", "the events ended early", "follow them again")
         except BedplateError as error:
             await reconnects.retry_after(error)
+
+
+def _identity(event: Event | NetworkEvent) -> tuple[object, ...]:
+    if isinstance(event, Event):
+        return event.origin, event.seq
+    # Another host counts anew, at a later time.
+    return event.seq, event.at_ms
 
 
 def _is_passing(error: BedplateError) -> bool:

@@ -23,7 +23,7 @@ from bedplate.host.v1 import account_pb2_grpc
 from bedplate.host.v1 import enrolment_pb2_grpc as enrolment_grpc
 from bedplate.host.v1 import scheduler_pb2_grpc as scheduler_grpc
 from bedplate.host.v1 import service_pb2_grpc as host_grpc
-from bedplate.sandbox.v1 import event_pb2_grpc, explain_pb2_grpc
+from bedplate.sandbox.v1 import event_pb2_grpc, explain_pb2_grpc, network_pb2_grpc
 from bedplate.sandbox.v1 import service_pb2_grpc as sandbox_grpc
 from fleet.certificates import inspect_files
 from fleet.config import load_config
@@ -53,6 +53,7 @@ from scheduler.api.failures import FailureLimit
 from scheduler.api.health import HealthReport
 from scheduler.api.hosts import HostService
 from scheduler.api.limits import WriteLimit
+from scheduler.api.network import NetworkService
 from scheduler.api.output import OutputService
 from scheduler.api.permissions import BY_TOKEN, PERMISSIONS
 from scheduler.api.revocation import Revoker
@@ -227,6 +228,7 @@ def _add_services(served: _Served, server: grpc.aio.Server) -> None:
     sandbox_grpc.add_UsageServiceServicer_to_server(UsageService(state, channels), server)
     explain_pb2_grpc.add_ExplainServiceServicer_to_server(ExplainService(store, state, _now_ms), server)
     event_pb2_grpc.add_EventServiceServicer_to_server(EventService(store, state, channels), server)
+    network_pb2_grpc.add_NetworkServiceServicer_to_server(NetworkService(state, channels), server)
     content_pb2_grpc.add_ContentServiceServicer_to_server(ContentService(state, channels, served.copies), server)
     host_grpc.add_HostServiceServicer_to_server(HostService(store, state, _now_ms), server)
     account_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetService(store, state, _now_ms, writes), server)

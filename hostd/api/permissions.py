@@ -12,6 +12,7 @@ _SCHEDULER = frozenset({Role.SCHEDULER})
 PERMISSIONS: Permissions = {
     "bedplate.sandbox.v1.OutputService/ReadOutput": _SCHEDULER,
     "bedplate.sandbox.v1.EventService/ReadEvents": _SCHEDULER,
+    "bedplate.sandbox.v1.NetworkService/ReadNetwork": _SCHEDULER,
     "bedplate.sandbox.v1.UsageService/ReadUsage": _SCHEDULER,
     "bedplate.sandbox.v1.ExecService/Exec": _SCHEDULER,
     "bedplate.sandbox.v1.SecretService/SendSecrets": _SCHEDULER,

@@ -24,6 +24,7 @@ PERMISSIONS: Permissions = {
     "bedplate.sandbox.v1.SecretService/SendSecrets": _TENANTS,
     "bedplate.sandbox.v1.UsageService/ReadUsage": _TENANTS,
     "bedplate.sandbox.v1.EventService/ReadEvents": _TENANTS,
+    "bedplate.sandbox.v1.NetworkService/ReadNetwork": _TENANTS,
     "bedplate.sandbox.v1.ExplainService/Explain": _TENANTS,
     "bedplate.content.v1.ContentService/HasSource": _TENANTS,
     "bedplate.content.v1.ContentService/UploadSource": _TENANTS,

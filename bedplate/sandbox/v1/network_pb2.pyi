@@ -104,3 +104,38 @@ class NetworkEvent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NetworkEvent: _TypeAlias = NetworkEvent  # noqa: Y015
+
+@_typing.final
+class ReadNetworkRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
+    sandbox: _builtins.str
+    """id or name"""
+    tenant: _builtins.str
+    follow: _builtins.bool
+    """go on with what comes, until the sandbox is removed"""
+    since_ms: _builtins.int
+    """0: from the beginning of what is kept"""
+    denied: _builtins.bool
+    """only what was denied"""
+    def __init__(
+        self,
+        *,
+        sandbox: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        follow: _builtins.bool = ...,
+        since_ms: _builtins.int = ...,
+        denied: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "follow", b"follow", "sandbox", b"sandbox", "since_ms", b"since_ms", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadNetworkRequest: _TypeAlias = ReadNetworkRequest  # noqa: Y015

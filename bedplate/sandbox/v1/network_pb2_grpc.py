@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from bedplate.sandbox.v1 import network_pb2 as bedplate_dot_sandbox_dot_v1_dot_network__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -22,3 +23,79 @@ if _version_not_supported:
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
+
+
+class NetworkServiceStub:
+    """Served by the scheduler, which asks the sandbox's host, and by hostd.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ReadNetwork = channel.unary_stream(
+                '/bedplate.sandbox.v1.NetworkService/ReadNetwork',
+                request_serializer=bedplate_dot_sandbox_dot_v1_dot_network__pb2.ReadNetworkRequest.SerializeToString,
+                response_deserializer=bedplate_dot_sandbox_dot_v1_dot_network__pb2.NetworkEvent.FromString,
+                _registered_method=True)
+
+
+class NetworkServiceServicer:
+    """Served by the scheduler, which asks the sandbox's host, and by hostd.
+    """
+
+    def ReadNetwork(self, request, context):
+        """In the order in which the host saw them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_NetworkServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ReadNetwork': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadNetwork,
+                    request_deserializer=bedplate_dot_sandbox_dot_v1_dot_network__pb2.ReadNetworkRequest.FromString,
+                    response_serializer=bedplate_dot_sandbox_dot_v1_dot_network__pb2.NetworkEvent.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'bedplate.sandbox.v1.NetworkService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('bedplate.sandbox.v1.NetworkService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class NetworkService:
+    """Served by the scheduler, which asks the sandbox's host, and by hostd.
+    """
+
+    @staticmethod
+    def ReadNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bedplate.sandbox.v1.NetworkService/ReadNetwork',
+            bedplate_dot_sandbox_dot_v1_dot_network__pb2.ReadNetworkRequest.SerializeToString,
+            bedplate_dot_sandbox_dot_v1_dot_network__pb2.NetworkEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

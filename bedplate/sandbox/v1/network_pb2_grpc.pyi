@@ -3,11 +3,18 @@
 isort:skip_file
 What left a sandbox, or tried to."""
 
+from bedplate.sandbox.v1 import network_pb2 as _network_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
+import sys
 import typing as _typing
+
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
 
 _T = _typing.TypeVar("_T")
 
@@ -18,3 +25,34 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
+
+class NetworkServiceStub:
+    """Served by the scheduler, which asks the sandbox's host, and by hostd."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> NetworkServiceAsyncStub: ...
+    ReadNetwork: _grpc.UnaryStreamMultiCallable[_network_pb2.ReadNetworkRequest, _network_pb2.NetworkEvent]
+    """In the order in which the host saw them."""
+
+@_typing.type_check_only
+class NetworkServiceAsyncStub(NetworkServiceStub):
+    """Served by the scheduler, which asks the sandbox's host, and by hostd."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ReadNetwork: _aio.UnaryStreamMultiCallable[_network_pb2.ReadNetworkRequest, _network_pb2.NetworkEvent]  # type: ignore[assignment]
+    """In the order in which the host saw them."""
+
+class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Served by the scheduler, which asks the sandbox's host, and by hostd."""
+
+    @_abc_1.abstractmethod
+    def ReadNetwork(
+        self,
+        request: _network_pb2.ReadNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_network_pb2.NetworkEvent], _abc.AsyncIterator[_network_pb2.NetworkEvent]]:
+        """In the order in which the host saw them."""
+
+def add_NetworkServiceServicer_to_server(servicer: NetworkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
-from bedplate.sandbox.v1 import event_pb2, service_pb2
-from fleet.errors import InvalidSpecError
-from fleet.model.sandbox import Phase
+from bedplate.sandbox.v1 import event_pb2, network_pb2, service_pb2
+from fleet.errors import InvalidSpecError, NotFoundError
+from fleet.model.sandbox import Goal, Phase
 from hostd.api.changes import Changes
 from hostd.api.events import EventService
+from hostd.api.network import NetworkService
 from hostd.api.output import TAIL_LINES_MAX, OutputService
 from hostd.api.usage import UsageService
 from hostd.drivers.ports import LinkMessage
 from hostd.moments import note_moment
+from hostd.traffic import Traffic
 from tests.integration.hostd.parts import ACME, HOST, A, Hostd, Room
 
 pytestmark = pytest.mark.timeout(60)
@@ -82,3 +84,39 @@ async def test_events_are_followed(tmp_path: Path) -> None:
         assert [event async for event in service.ReadEvents(request, None)] == []
         follower.cancel()
         await asyncio.wait([follower])
+
+
+async def test_a_network_log_is_followed_to_its_sandboxs_end(tmp_path: Path) -> None:
+    """What is there, then what comes, until the sandbox is gone; by time; and for its own tenant only."""
+    room = Room(tmp_path)
+    async with Hostd(room).running() as hostd:
+        hostd.accept(room.order("sleep"))
+        await hostd.until_phase(Phase.RUNNING)
+        now_ms, changes, told = [1000], Changes(), asyncio.Queue[tuple[int, str, int]]()
+        traffic = Traffic(lambda sandbox_id: hostd.orders.artifact_path(sandbox_id).parent, lambda: now_ms[0])
+        traffic.on_append(changes.nudge)
+        service = NetworkService(hostd.orders, traffic, changes)
+
+        async def follow(**asked: Any) -> None:
+            request = network_pb2.ReadNetworkRequest(sandbox=A, tenant=ACME, **asked)
+            async for event in service.ReadNetwork(request, None):
+                await told.put((event.seq, event.reason, event.count))
+
+        order = hostd.orders.orders[A]
+        traffic.note_drops(order, {"closed": 2})
+        follower = asyncio.create_task(follow(follow=True, denied=True))
+        assert await told.get() == (1, "closed", 2)
+        now_ms[0] = 2000
+        traffic.note_drops(order, {"closed": 3, "ipv6": 1})
+        assert [await told.get(), await told.get()] == [(2, "closed", 1), (3, "ipv6", 1)]
+        await follow(since_ms=1500)
+        assert [told.get_nowait()[0] for _ in range(told.qsize())] == [2, 3]
+        stranger = service.ReadNetwork(network_pb2.ReadNetworkRequest(sandbox=A, tenant="other"), None)
+        with pytest.raises(NotFoundError):
+            await anext(stranger)
+        hostd.accept(room.order("sleep", goal=Goal.REMOVE))
+        await hostd.until(lambda: not hostd.orders.progress)
+        hostd.orders.forget_order(A)
+        changes.nudge()
+        await follower
+        assert told.empty()

@@ -16,11 +16,14 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bedplate.sandbox.v1 import event_pb2_grpc, service_pb2, service_pb2_grpc
+import grpc
+
+from bedplate.sandbox.v1 import event_pb2_grpc, network_pb2_grpc, service_pb2, service_pb2_grpc
 from fleet.codec import to_message
 from fleet.errors import ConflictError, InvalidSpecError, NotFoundError
 from fleet.identity import Role
 from fleet.model.assignment import Sandbox
+from fleet.model.egress import NetworkEvent
 from fleet.model.event import Event
 from fleet.model.usage import SandboxUsage
 from fleet.server import start_server
@@ -45,6 +48,8 @@ class Desk:
         self.outputs: dict[str, bytes] = {}
         self.ended_outputs: set[str] = set()
         self.events: list[Event] = []
+        self.network: list[NetworkEvent] = []
+        self.breaks = 0
         self.usages: list[list[SandboxUsage]] = []
         self.unreached: list[str] = []
         self.secrets: list[dict[str, bytes]] = []
@@ -67,6 +72,7 @@ class Desk:
             service_pb2_grpc.add_UsageServiceServicer_to_server(_Usages(self), server)
             service_pb2_grpc.add_OutputServiceServicer_to_server(_Outputs(self), server)
             event_pb2_grpc.add_EventServiceServicer_to_server(_Events(self), server)
+            network_pb2_grpc.add_NetworkServiceServicer_to_server(_Network(self), server)
 
         server, port = await start_server(
             f"{LOOPBACK}:0", tls_files(self.pki, Role.SCHEDULER, "scheduler"), PERMISSIONS, register
@@ -359,3 +365,17 @@ def _read_terminal(master: int) -> bytes:
         return os.read(master, READ_BYTES)
     except (OSError, ValueError):  # EIO: nobody has it open any more; else it was closed here
         return b""
+
+
+class _Network(network_pb2_grpc.NetworkServiceServicer):
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def ReadNetwork(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self._desk.asked.append(("network", f"{request.sandbox} {request.follow} {request.denied}"))
+        for event in self._desk.network:
+            if event.at_ms >= request.since_ms and (event.is_denied or not request.denied):
+                yield to_message(event)
+        if self._desk.breaks:
+            self._desk.breaks -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "broken off")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.model.egress import NetworkEvent, NetworkEventKind
 from fleet.model.event import Event
 from fleet.model.ids import HostId, Tenant
 from fleet.model.sandbox import AgentPhase, Phase, Reason
@@ -192,6 +193,30 @@ async def test_followed_events_of_one_sandbox_end_with_it(line: Mb, desk: Desk) 
     desk.record(replace(event(2), kind="sandbox.removed"))
     ended = await end_of(process)
     assert (ended.code, [json.loads(text)["seq"] for text in ended.stdout.splitlines()]) == (0, [2])
+
+
+async def test_a_network_log_is_shown_and_followed(line: Mb, desk: Desk) -> None:
+    """For people verdict, number and cause within 80 columns; for programs each event once, through a stream that breaks."""
+    denied = NetworkEvent(
+        SANDBOX_ID, Tenant("demo"), 1, NOW_MS, NetworkEventKind.FRAMES, is_denied=True, reason="closed", count=3
+    )
+    passed = NetworkEvent(
+        SANDBOX_ID, Tenant("demo"), 2, NOW_MS, NetworkEventKind.DNS, protocol="dns", name="api.example.com"
+    )
+    desk.network = [denied, passed]
+    desk.put(sandbox(phase=Phase.RUNNING))
+    shown = (await line.run("network", "log", NAME)).stdout
+    words = " ".join(shown.split())
+    for part in ("denied 3 frames of a sandbox that may send none (closed)", "allowed dns dns api.example.com"):
+        assert part in words, part
+    assert all(len(text) <= 80 for text in shown.splitlines())
+    listed = (await line.run("network", "log", NAME, "--denied", "--json")).value()
+    assert [(one["seq"], one["is_denied"], one["count"]) for one in listed] == [(1, True, 3)]
+    desk.breaks = 1
+    ended = await line.run("network", "log", NAME, "--follow", "--json")
+    assert (ended.code, [json.loads(text)["seq"] for text in ended.stdout.splitlines()]) == (0, [1, 2])
+    desk.network = []
+    assert (await line.run("network", "log", NAME, "--denied")).stdout == "nothing was denied\n"
 
 
 async def test_top_measures_between_two_looks(line: Mb, desk: Desk) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import grpc
 
-from bedplate.sandbox.v1 import event_pb2_grpc, service_pb2, service_pb2_grpc
+from bedplate.sandbox.v1 import event_pb2_grpc, network_pb2_grpc, service_pb2, service_pb2_grpc
 from fleet.certificates import issue_certificate
 from fleet.codec import encode, to_message
 from fleet.gatekeeper import actor_of
 from fleet.identity import Identity, KeyPair, Role, TlsFiles
+from fleet.model.egress import NetworkEvent
 from fleet.model.event import Event
 from fleet.model.ids import HostId
 from fleet.model.sandbox import Phase, SandboxRecord
@@ -27,7 +28,13 @@ from tests.unit.scheduler.build import assignment, host, host_puts, record_puts,
 Program = Callable[[AsyncIterator[Any], Any], AsyncIterator[Any]]
 PERMISSIONS = {
     f"bedplate.sandbox.v1.{method}": frozenset({Role.SCHEDULER})
-    for method in ("ExecService/Exec", "SecretService/SendSecrets", "UsageService/ReadUsage", "EventService/ReadEvents")
+    for method in (
+        "ExecService/Exec",
+        "SecretService/SendSecrets",
+        "UsageService/ReadUsage",
+        "EventService/ReadEvents",
+        "NetworkService/ReadNetwork",
+    )
 }
 
 
@@ -61,6 +68,7 @@ class FarHost:
         self.requests: list[tuple[str, Any, str]] = []
         self.usages: list[Any] = []
         self.events: list[Event] = []
+        self.network: list[NetworkEvent] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.said = asyncio.Condition()
@@ -85,6 +93,7 @@ class FarHost:
             service_pb2_grpc.add_SecretServiceServicer_to_server(_Secrets(self), server)
             service_pb2_grpc.add_UsageServiceServicer_to_server(_Usage(self), server)
             event_pb2_grpc.add_EventServiceServicer_to_server(_Events(self), server)
+            network_pb2_grpc.add_NetworkServiceServicer_to_server(_Network(self), server)
 
         self._server, port = await start_server(f"{LOOPBACK}:0", self._tls, PERMISSIONS, register)
         self.record = host(self.host_id, address=f"{LOOPBACK}:{port}")
@@ -167,6 +176,16 @@ class _Events(event_pb2_grpc.EventServiceServicer):
             async with self._owner.said:
                 while read == len(self._owner.events):
                     await self._owner.said.wait()
+
+
+class _Network(network_pb2_grpc.NetworkServiceServicer):
+    def __init__(self, owner: FarHost) -> None:
+        self._owner = owner
+
+    async def ReadNetwork(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 (the stub's name)
+        self._owner.requests.append(("network", request, actor_of(context)))
+        for event in self._owner.network:
+            yield to_message(event)
 
 
 def _issue(pki: Path, folder: Path, name: str) -> TlsFiles:

@@ -42,6 +42,7 @@ SCHEDULER = {
     "bedplate.sandbox.v1.SecretService/SendSecrets": "operator, tenant",
     "bedplate.sandbox.v1.UsageService/ReadUsage": "operator, tenant",
     "bedplate.sandbox.v1.EventService/ReadEvents": "operator, tenant",
+    "bedplate.sandbox.v1.NetworkService/ReadNetwork": "operator, tenant",
     "bedplate.sandbox.v1.ExplainService/Explain": "operator, tenant",
     "bedplate.content.v1.ContentService/HasSource": "operator, tenant",
     "bedplate.content.v1.ContentService/UploadSource": "operator, tenant",
@@ -66,6 +67,7 @@ SCHEDULER = {
 HOSTD = {
     "bedplate.sandbox.v1.OutputService/ReadOutput": "scheduler",
     "bedplate.sandbox.v1.EventService/ReadEvents": "scheduler",
+    "bedplate.sandbox.v1.NetworkService/ReadNetwork": "scheduler",
     "bedplate.sandbox.v1.UsageService/ReadUsage": "scheduler",
     "bedplate.sandbox.v1.ExecService/Exec": "scheduler",
     "bedplate.sandbox.v1.SecretService/SendSecrets": "scheduler",
