@@ -89,7 +89,8 @@ class Traffic:
     def read(self, sandbox_id: SandboxId, after_seq: int = 0) -> list[NetworkEvent]:
         """The events that are kept, past a number, in their order; at most the two files. Blocks on the disk."""
         path = self._folder(sandbox_id) / NAME
-        lines = [*_read_lines(_old(path)), *_read_lines(path)]
+        with disk_faults(path):
+            lines = [*_read_lines(_old(path)), *_read_lines(path)]
         events = (_to_event(line) for line in lines)
         return [event for event in events if event is not None and event.seq > after_seq]
 
@@ -114,7 +115,7 @@ class Traffic:
             path = self._folder(sandbox_id) / NAME
             with disk_faults(path):
                 _cut_torn_tail(path)
-            self._books[sandbox_id] = _fold([*_read_lines(_old(path)), *_read_lines(path)])
+                self._books[sandbox_id] = _fold([*_read_lines(_old(path)), *_read_lines(path)])
         return self._books[sandbox_id]
 
     def _append(self, sandbox_id: SandboxId, lines: list[dict[str, Any]], book: _Book) -> None:
@@ -161,9 +162,9 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     for line in content[: content.rfind(b"\n") + 1].splitlines():
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
-        if isinstance(value, dict):
+        if isinstance(value, dict) and _is_line(value):
             lines.append(value)
         else:
             damaged += 1
@@ -172,16 +173,26 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def _is_line(value: dict[str, Any]) -> bool:
+    """Whether it is one that this module writes: numbers where it reads numbers."""
+    totals = value.get("totals", {})
+    numbers = [value.get("total", 0), value.get("seq", 0), *(totals.values() if isinstance(totals, dict) else [None])]
+    event = value.get("event", {})
+    if not isinstance(event, dict) or not all(isinstance(number, int) for number in numbers):
+        return False
+    return all(isinstance(event.get(name, 0), int) for name in ("seq", "at_ms", "count"))
+
+
 def _fold(lines: list[dict[str, Any]]) -> _Book:
     book = _Book()
     for line in lines:
         event = _to_event(line)
         if event is not None:
             book.seq = max(book.seq, event.seq)
-            book.totals[event.reason] = int(line.get("total", 0))
-        elif isinstance(line.get("totals"), dict):
-            book.seq = max(book.seq, int(line.get("seq", 0)))
-            book.totals = {str(cause): int(packets) for cause, packets in line["totals"].items()}
+            book.totals[event.reason] = line.get("total", 0)
+        elif "totals" in line:
+            book.seq = max(book.seq, line.get("seq", 0))
+            book.totals = dict(line["totals"])
     return book
 
 

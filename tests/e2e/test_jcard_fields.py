@@ -309,6 +309,12 @@ def test_network_modes(tenant: Tenant) -> None:
         assert tenant.run("up", folder).code == 0
         *found, reached = output(tenant, mode, "worker")
         assert ("lo" in found, len(found), reached) == (True, devices, "shut")
+        if mode == "closed":
+            # The guest's try is on record: its host saw the frames, and dropped them.
+            with tenant.start("network", "log", mode, "--follow", "--denied", "--json") as record:
+                record.until_printed('"reason": "closed"')
+        else:
+            assert tenant.run("network", "log", mode, "--json").json() == []
         tenant.destroy(mode)
     for mode in ("nat", "allow", "bridged"):
         folder = write(tenant, mode, f'[network]\nmode = "{mode}"\n{look}')

@@ -106,8 +106,13 @@ def test_a_damaged_line_is_passed_over(folder: Path) -> None:
         traffic.note_drops(ORDER, {"closed": packets})
     path = folder / NAME
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + b"\x00\xff{\n" + b"[1]\n" + lines[2])
-    assert told(opened(folder)) == [(1, "closed", 1), (3, "closed", 1)]
+    wrong = [b"\x00\xff{", b"[1]", b"[" * 100_000, b'{"totals":[1]}', b'{"totals":{"closed":"x"}}', b'{"event":7}']
+    wrong += [lines[1].strip().replace(b'"total":2', b'"total":null'), b'{"event":{"seq":"9"}}']
+    path.write_bytes(lines[0] + b"\n".join(wrong) + b"\n" + lines[2])
+    again = opened(folder)
+    assert told(again) == [(1, "closed", 1), (3, "closed", 1)]
+    again.note_drops(ORDER, {"closed": 4})
+    assert told(again)[-1] == (4, "closed", 1)
 
 
 def test_the_files_are_bounded_and_nothing_is_told_twice_across_them(folder: Path) -> None:
