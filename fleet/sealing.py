@@ -4,7 +4,7 @@
     lock(store's key, value, context)            AES-256-GCM with a key of its own, which the store's key wraps (an envelope)
 
 The context says whose value it is and is authenticated, not stored: what was written for one place opens at no other. Errors say
-nothing of values, and do not tell a wrong key from a changed byte.
+nothing of values.
 """
 
 import hashlib
