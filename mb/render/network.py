@@ -1,6 +1,7 @@
 """Events of a network log as people read them."""
 
 from fleet.model.egress import NetworkEvent
+from fleet.model.sandbox import Network, NetworkMode
 from mb.moments import render_moment
 from mb.render.text import flow
 
@@ -14,6 +15,20 @@ CAUSES = {
     "wrong_arp_ip": "ARP with another's IP address",
     "wrong_ethertype": "frames that are neither IPv4 nor ARP",
 }
+
+
+_MODES = {
+    NetworkMode.NONE: "no network device",
+    NetworkMode.CLOSED: "nothing leaves the sandbox, and nothing reaches it",
+    NetworkMode.ALLOW: "what the policy lists is reached, and nothing else",
+    NetworkMode.BRIDGED: "the host's own network",
+}
+
+
+def render_policy(network: Network, digest: str) -> list[str]:
+    """The mode with what it means, each line of the policy, and the digest of all of it."""
+    allowed = [f"allow   {entry}" for entry in network.egress_allow]
+    return [f"mode    {network.mode}: {_MODES[network.mode]}", *allowed, f"digest  {digest}"]
 
 
 def render_network_event(event: NetworkEvent) -> list[str]:

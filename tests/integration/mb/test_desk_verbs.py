@@ -219,6 +219,16 @@ async def test_a_network_log_is_shown_and_followed(line: Mb, desk: Desk) -> None
     assert (await line.run("network", "log", NAME, "--denied")).stdout == "nothing was denied\n"
 
 
+async def test_what_a_sandbox_may_reach_is_shown(line: Mb, desk: Desk) -> None:
+    """The mode in words, within 80 columns; for programs all of the network, with the same digest."""
+    desk.put(sandbox(phase=Phase.RUNNING))
+    shown = (await line.run("network", "show", NAME)).stdout.splitlines()
+    told = (await line.run("network", "show", NAME, "--json")).value()
+    assert shown == ["mode    closed: nothing leaves the sandbox, and nothing reaches it", f"digest  {told['digest']}"]
+    assert all(len(text) <= 80 for text in shown)
+    assert (told["mode"], told["egress_allow"], told["sandbox_id"]) == ("closed", [], SANDBOX_ID)
+
+
 async def test_top_measures_between_two_looks(line: Mb, desk: Desk) -> None:
     """CPU is the difference over the time that passed; hosts that did not answer are told."""
     desk.put(sandbox(phase=Phase.RUNNING))
