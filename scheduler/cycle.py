@@ -39,6 +39,9 @@ PASSES_MAX = 4
 # found within minutes among 100,000 of them, and within the interval among as many as this.
 AUDITED_AT_ONCE = 2000
 
+# Long for a processor, short for whoever waits: the rest of the fleet is served every so often all the same.
+CRASH_PAUSE_S = 1.0
+
 log = structlog.get_logger()
 
 
@@ -88,6 +91,8 @@ class Cycle:
                     Exception
                 ):  # The loop's rim: one value that nobody foresaw ends no scheduler, and is looked at again.
                     log.exception("cycle.crashed")
+                    # What made it crash is most likely still there: a scheduler that spins on it would hear nothing else.
+                    await asyncio.sleep(CRASH_PAUSE_S)
                 await self._rest(changed, is_outrun=is_outrun)
         finally:
             self._submissions.close()
